@@ -1,0 +1,1 @@
+"""Files to batches of pixels. Knows nothing of models or training."""

@@ -1,0 +1,1 @@
+"""Image to tokens to encoder to head. Knows nothing of files or training."""
