@@ -1,1 +1,55 @@
-"""A Vision Transformer you can see through."""
+"""A Vision Transformer you can see through. The public names are imported when they are first used."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vitreous.data.doctor import check_data as check
+    from vitreous.errors import InputError
+    from vitreous.infer.predictor import Evaluation, Prediction, Predictor, evaluate, load
+    from vitreous.model.config import ModelConfig
+    from vitreous.model.presets import PRESETS
+    from vitreous.model.vit import VisionTransformer, create
+    from vitreous.training.session import train
+
+_HOMES = {
+    "Evaluation": "infer.predictor",
+    "InputError": "errors",
+    "ModelConfig": "model.config",
+    "PRESETS": "model.presets",
+    "Prediction": "infer.predictor",
+    "Predictor": "infer.predictor",
+    "VisionTransformer": "model.vit",
+    "check": "data.doctor:check_data",
+    "create": "model.vit",
+    "evaluate": "infer.predictor",
+    "load": "infer.predictor",
+    "train": "training.session",
+}
+__all__ = [
+    "PRESETS",
+    "Evaluation",
+    "InputError",
+    "ModelConfig",
+    "Prediction",
+    "Predictor",
+    "VisionTransformer",
+    "check",
+    "create",
+    "evaluate",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vitreous' has no attribute {name!r}")
+    home, _, called = _HOMES[name].partition(":")
+    value = getattr(importlib.import_module(f"vitreous.{home}"), called or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,88 @@
+"""The command line: one list of verbs. Nothing heavy is imported until a verb runs."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vitreous.errors import InputError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word of the command line, what it takes, and what it does. The function is its namesake in `verbs.py`."""
+
+    name: str
+    takes: str
+    does: str
+
+
+VERBS = (
+    Verb("check", "DATA", "find bad files, duplicates, leaks and imbalance before training does"),
+    Verb("train", "DATA", "train a Vision Transformer on your pictures; --resume RUN goes on with one"),
+    Verb("eval", "RUN DATA", "measure a trained model"),
+    Verb("predict", "RUN PICTURES…", "ask a trained model about pictures or folders of them"),
+    Verb("models", "", "list the models, with parameters, work and tokens"),
+)
+DATA = """\
+DATA is a folder of class folders (with train/, validation/ and test/ above them, or not), a table (.csv, .tsv,
+.parquet) with a column of paths and columns to learn, arrays (.npz), a .tar of class folders, or the word digits."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 0, 1 where `check` found errors, 2 for input that does not fit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0 if words else 2
+    if words[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"vitreous {version('vitreous')}")
+        return 0
+    if words[0] not in [verb.name for verb in VERBS]:
+        known = ", ".join(verb.name for verb in VERBS)
+        print(f"vitreous: there is no verb {words[0]!r}: expected one of {known}", file=sys.stderr)
+        return 2
+    return _run(words[0], words[1:])
+
+
+def help_text() -> str:
+    """What `vitreous --help` prints."""
+    calls = {verb: f"vitreous {verb.name} {verb.takes}".strip() for verb in VERBS}
+    width = max(map(len, calls.values())) + 2
+    lines = [f"  {calls[verb]:<{width}}{verb.does}" for verb in VERBS]
+    return "\n".join(
+        [
+            "Train a Vision Transformer on your own pictures, and ask it questions.",
+            "",
+            *lines,
+            "",
+            DATA,
+            "",
+            "vitreous VERB --help lists a verb's options; every verb takes --json for machines.",
+        ]
+    )
+
+
+def _run(name: str, words: list[str]) -> int:
+    from vitreous import verbs
+
+    try:
+        return verbs.run(name, words)
+    except InputError as fault:
+        print(f"vitreous {name}: {fault}", file=sys.stderr)
+    except OSError as fault:  # a full disk, a folder that may not be written
+        if isinstance(fault, BrokenPipeError):  # `vitreous predict … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        where = f"{fault.filename}: " if fault.filename else ""
+        print(f"vitreous {name}: {where}{fault.strerror or fault}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\nvitreous {name}: interrupted", file=sys.stderr)
+        return 130
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The order of samples, and batches of one token grid each. Both are functions of the seed and the step alone."""
+
+import functools
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitreous.data.augment import AugmentConfig, augment
+from vitreous.data.store import PixelStore, in_order
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised pixels (B, C, H, W), targets (B,) or (B, K), and which pictures they are."""
+
+    pixels: Tensor
+    targets: Tensor
+    numbers: np.ndarray
+
+
+class Order:
+    """Which pictures make up a step. Every batch is full and holds pictures of one group (one size).
+
+    Each group is an endless stream of shuffled passes over its pictures, cut into batches; an epoch holds those
+    batches of every group that end in it, shuffled. So batch and epoch follow from the step in closed form.
+    """
+
+    def __init__(self, groups: list[np.ndarray], batch: int, seed: int, weights: np.ndarray | None = None):
+        """`groups`: numbers of pictures; `weights`: a picture's chance to be drawn (else each once an epoch)."""
+        self.groups = [group for group in groups if len(group)]
+        self.batch_size = min(batch, max(len(group) for group in self.groups))
+        self.seed, self.weights = seed, weights
+        self._pass = functools.lru_cache(maxsize=4 * len(self.groups))(self._pass)
+        self._schedule = functools.lru_cache(maxsize=4)(self._schedule)
+
+    def steps_before(self, epoch: int) -> int:
+        """Steps of the epochs 0 to `epoch` - 1."""
+        return sum(epoch * len(group) // self.batch_size for group in self.groups)
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that a step belongs to."""
+        guess = step * self.batch_size // sum(map(len, self.groups))
+        return bisect_right(range(guess + len(self.groups) + 3), step, key=self.steps_before) - 1
+
+    def batch(self, step: int) -> np.ndarray:
+        """(B,) numbers of the pictures of a step."""
+        epoch = self.epoch_of(step)
+        group, number = self._schedule(epoch)[step - self.steps_before(epoch)]
+        length = len(self.groups[group])
+        positions = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        passes = [self._pass(group, int(p)) for p in range(positions[0] // length, positions[-1] // length + 1)]
+        return np.concatenate(passes)[positions - positions[0] // length * length]
+
+    def _schedule(self, epoch: int) -> list[tuple[int, int]]:
+        batches = [
+            (group, number)
+            for group, members in enumerate(self.groups)
+            for number in range(epoch * len(members) // self.batch_size, (epoch + 1) * len(members) // self.batch_size)
+        ]
+        order = _rng(self.seed, "schedule", epoch).permutation(len(batches))
+        return [batches[i] for i in order]
+
+    def _pass(self, group: int, number: int) -> np.ndarray:
+        members, rng = self.groups[group], _rng(self.seed, f"pass of group {group}", number)
+        if self.weights is None:
+            return rng.permutation(members)
+        chances = self.weights[members] / self.weights[members].sum()
+        return rng.choice(members, len(members), p=chances)
+
+
+class TrainingBatches:
+    """Augmented batches of the training pictures by step."""
+
+    def __init__(
+        self, store: PixelStore, targets: np.ndarray, order: Order, config: AugmentConfig, classes: int | None
+    ):
+        self.store, self.targets, self.order, self.config = store, torch.from_numpy(targets), order, config
+        self.classes = classes
+        self.mean = torch.tensor(store.spec.mean) * store.spec.scale
+
+    def make(self, step: int) -> Batch:
+        """The batch of a step, the same whoever makes it and whenever."""
+        numbers = self.order.batch(step)
+        generator = torch.Generator().manual_seed(_seed(self.order.seed, "augment", step))
+        pixels, targets = augment(
+            self.store.gather(numbers),
+            self.targets[numbers],
+            self.config,
+            generator,
+            mean=self.mean,
+            scale=self.store.spec.scale,
+            classes=self.classes,
+        )
+        return Batch(self.store.spec.normalise(pixels), targets, numbers)
+
+    def steps(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
+        """Batches of the steps from `start` up to `stop`; `workers` threads make them ahead, 0 makes them in place."""
+        return in_order(self.make, range(start, stop), workers)
+
+
+def plain_batches(
+    store: PixelStore, targets: np.ndarray, numbers: np.ndarray, batch: int, workers: int
+) -> Iterator[Batch]:
+    """Batches for evaluation: every picture once, without augmentation, one size a batch."""
+    chunks = [
+        members[start : start + batch]
+        for which in range(len(store.spec.sizes))
+        for members in [numbers[store.which[numbers] == which]]
+        for start in range(0, len(members), batch)
+    ]
+
+    def make(chunk: int) -> Batch:
+        rows = chunks[chunk]
+        pixels = store.spec.normalise(store.gather(rows).permute(0, 3, 1, 2))
+        return Batch(pixels, torch.from_numpy(targets[rows]), rows)
+
+    return in_order(make, range(len(chunks)), workers)
+
+
+def _seed(seed: int, purpose: str, number: int) -> int:
+    digest = hashlib.blake2b(f"{seed} {purpose} {number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _rng(seed: int, purpose: str, number: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(_seed(seed, purpose, number)))

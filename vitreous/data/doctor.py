@@ -1,0 +1,255 @@
+"""Finds bad files, duplicates, leaks and imbalance before training does."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from PIL import Image
+
+from vitreous.data.decode import MAX_PIXELS, Facts, decode, inspect
+from vitreous.data.sources import Source, open_source
+from vitreous.data.splits import find_leaks
+from vitreous.data.store import in_order
+from vitreous.data.targets import infer_task
+from vitreous.errors import InputError
+
+THUMB = 16  # side of the grey thumbnails that near duplicates are compared by
+NEAR_BITS = 3  # bits of 64 by which the hashes of near duplicates may differ
+NEAR_LEVELS = 6.0  # grey levels of 255 by which their thumbnails may differ, on average
+IMBALANCE = 10  # largest class over smallest, from which on it is worth a word
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the headers say: facts (None where unreadable) and content digest a picture, and faults by number."""
+
+    facts: list[Facts | None]
+    digests: list[str]
+    faults: dict[int, str]
+
+    def only(self, numbers: Sequence[int]) -> Self:
+        """The scan of some of the pictures."""
+        faults = {at: self.faults[i] for at, i in enumerate(numbers) if i in self.faults}
+        return type(self)([self.facts[i] for i in numbers], [self.digests[i] for i in numbers], faults)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong ("error"), doubtful ("warning") or worth knowing ("note"), and the pictures it is about."""
+
+    severity: str
+    title: str
+    details: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What `check` found. `ok` where training would not be wrong."""
+
+    pictures: int
+    findings: list[Finding]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no finding is an error."""
+        return not any(finding.severity == "error" for finding in self.findings)
+
+
+def scan(
+    source: Source, threads: int, max_pixels: int = MAX_PIXELS, progress: Callable[[int], None] = lambda n: None
+) -> Scan:
+    """Reads every file once: its digest, and what its header says. Decodes nothing."""
+
+    def look(i: int) -> tuple[Facts | None, str, str]:
+        try:
+            picture = source.read(i)
+            return inspect(picture, source.names[i], max_pixels), digest(picture), ""
+        except InputError as fault:
+            return None, "", str(fault)
+
+    facts, digests, faults = [], [], {}
+    for i, (fact, text, fault) in enumerate(in_order(look, range(len(source.names)), threads, ahead=64)):
+        facts.append(fact)
+        digests.append(text)
+        if fault:
+            faults[i] = fault
+        progress(i + 1)
+    return Scan(facts, digests, faults)
+
+
+def digest(picture: bytes | np.ndarray) -> str:
+    """BLAKE2b of a file's bytes, or of an array's shape, type and values."""
+    if isinstance(picture, np.ndarray):
+        head = f"{picture.shape} {picture.dtype.str}".encode()
+        return hashlib.blake2b(head + np.ascontiguousarray(picture).tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(picture, digest_size=16).hexdigest()
+
+
+def fast_findings(source: Source, found: Scan) -> list[Finding]:
+    """What the headers and the labels tell: unreadable files, copies, leaks, kinds that differ, imbalance."""
+    findings = []
+    if found.faults:
+        findings.append(Finding("error", "cannot be read", list(found.faults.values())))
+    findings += _copies(source, found.digests)
+    kinds = Counter((f.channels, f.depth) for f in found.facts if f)
+    if len(kinds) > 1 and set(kinds) != {(1, "uint8"), (3, "uint8")}:
+        findings.append(Finding("error", "channels or depths differ", _odd_ones(source, found, kinds)))
+    findings += _labels(source)
+    return findings
+
+
+def check_data(
+    data: str | os.PathLike,
+    *,
+    target: Sequence[str] = (),
+    path_column: str | None = None,
+    group: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Checkup:
+    """The whole examination of what `train` would take: all that `fast_findings` tells, every picture decoded, near
+    duplicates, sizes. `progress` is called with how much is done, of how much.
+
+    Raises `InputError` where there is nothing that could be examined.
+    """
+    source = open_source(data, target=target, path_column=path_column, group=group)
+    threads, total = os.cpu_count() or 1, 2 * len(source)
+    found = scan(source, threads, max_pixels, lambda done: progress(done, total))
+    findings = fast_findings(source, found)
+
+    def look(i: int) -> np.ndarray | str:
+        if i in found.faults:
+            return found.faults[i]
+        try:
+            pixels = decode(source.read(i), source.names[i], max_pixels=max_pixels, at_least=(64, 64))
+        except InputError as fault:
+            return str(fault)
+        return thumbnail(pixels)
+
+    thumbs, broken = {}, []
+    for i, result in enumerate(in_order(look, range(len(source.names)), threads)):
+        if not isinstance(result, str):
+            thumbs[i] = result
+        elif i not in found.faults:
+            broken.append(result)
+        progress(len(source) + i + 1, total)
+    if broken:
+        findings.append(Finding("error", "cannot be decoded", broken))
+    pairs = near_duplicates(thumbs, found.digests)
+    across = [p for p in pairs if source.splits[p[0]] != source.splits[p[1]]]
+    for title, some in (
+        ("look almost alike, on both sides of a split", across),
+        ("look almost alike", sorted(set(pairs) - set(across))),
+    ):
+        if some:
+            findings.append(Finding("warning", title, [f"{_side(source, a)} ≈ {_side(source, b)}" for a, b in some]))
+    findings.append(Finding("note", "sizes (height × width)", size_histogram([f for f in found.facts if f])))
+    return Checkup(len(source.names), findings)
+
+
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, C) of any depth -> (16, 16) grey levels 0 to 255; other depths are stretched to that range."""
+    grey = pixels.mean(2, dtype=np.float32)
+    if pixels.dtype != np.uint8:
+        low, high = grey.min(), grey.max()
+        grey = (grey - low) * (255 / max(high - low, 1e-12))
+    return np.asarray(Image.fromarray(grey.astype(np.float32)).resize((THUMB, THUMB), Image.Resampling.BOX))
+
+
+def near_duplicates(thumbs: dict[int, np.ndarray], digests: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs (a < b) of pictures whose thumbnails nearly agree and whose bytes differ. Flat pictures do not count.
+
+    A 64-bit difference hash finds the candidates: hashes that differ in at most 3 bits share one of four 16-bit
+    parts, so only pictures within such a bucket are compared.
+    """
+    numbers = np.array([i for i, thumb in thumbs.items() if thumb.std() > 4], dtype=np.int64)
+    if not len(numbers):
+        return []
+    small = np.stack([thumbs[i] for i in numbers])
+    blocks = small.reshape(-1, 8, 2, 8, 2).mean((2, 4))
+    bits = (blocks > np.roll(blocks, -1, 2)).reshape(len(numbers), 64)
+    hashes = np.packbits(bits, axis=1).view(np.uint64)[:, 0]
+    pairs = set()
+    for part in range(4):
+        keys = (hashes >> np.uint64(16 * part)) & np.uint64(0xFFFF)
+        order = np.argsort(keys, kind="stable")
+        starts = np.flatnonzero(np.diff(keys[order], prepend=-1.0))
+        for bucket in np.split(order, starts[1:]):
+            for at, a in enumerate(bucket[:-1]):
+                others = bucket[at + 1 :]
+                close = others[np.bitwise_count(hashes[others] ^ hashes[a]) <= NEAR_BITS]
+                alike = close[np.abs(small[close] - small[a]).mean((1, 2)) <= NEAR_LEVELS]
+                pairs.update((int(numbers[min(a, b)]), int(numbers[max(a, b)])) for b in alike)
+    return sorted((a, b) for a, b in pairs if digests[a] != digests[b])
+
+
+def size_histogram(facts: Iterable[Facts]) -> list[str]:
+    """A line for each of the ten commonest sizes, and one for the rest."""
+    sizes = Counter((f.height, f.width) for f in facts)
+    total = max(sizes.total(), 1)
+    lines = [f"{h} × {w}: {n:,} ({n / total:.0%})" for (h, w), n in sizes.most_common(10)]
+    if len(sizes) > 10:
+        rest = total - sum(n for _, n in sizes.most_common(10))
+        lines.append(f"{len(sizes) - 10:,} other sizes: {rest:,} ({rest / total:.0%})")
+    return lines
+
+
+def _copies(source: Source, digests: Sequence[str]) -> list[Finding]:
+    groups = defaultdict(list)
+    for i, text in enumerate(digests):
+        if text:
+            groups[text].append(i)
+    copies = [group for group in groups.values() if len(group) > 1]
+    labels = [tuple(column[i].item() for column in source.columns.values()) for i in range(len(source.names))]
+    torn = [group for group in copies if len({labels[i] for i in group}) > 1]
+    leaks = [
+        f"{a} ({side_a}) = {b} ({side_b})" for side_a, side_b, a, b in find_leaks(source.splits, digests, source.names)
+    ]
+    lines = [[" = ".join(_side(source, i) for i in group) for group in some] for some in (torn, copies)]
+    findings = []
+    if torn:
+        findings.append(Finding("error", "the same picture under different labels", lines[0]))
+    if leaks:
+        findings.append(Finding("error", "the same picture on both sides of a split", leaks))
+    if copies:
+        findings.append(Finding("warning", "exact copies", lines[1]))
+    return findings
+
+
+def _odd_ones(source: Source, found: Scan, kinds: Counter) -> list[str]:
+    usual = kinds.most_common(1)[0][0]
+    lines = [f"{n:,} pictures with {c} channels of {d}" for (c, d), n in kinds.most_common()]
+    odd = [(i, f) for i, f in enumerate(found.facts) if f and (f.channels, f.depth) != usual]
+    return lines + [f"{source.names[i]}: {f.channels} channels of {f.depth}" for i, f in odd]
+
+
+def _labels(source: Source) -> list[Finding]:
+    if not source.columns:
+        return [Finding("error", "no labels")]
+    try:
+        task = infer_task(source.columns)
+        targets = task.encode(source.columns, source.names)
+    except InputError as fault:
+        return [Finding("error", str(fault))]
+    if task.kind != "classification":
+        return []
+    training = np.isin(source.splits, ["train", ""])
+    counts = np.bincount(targets[training], minlength=task.outputs)
+    lines = [f"{task.names[k]}: {counts[k]:,}" for k in np.argsort(-counts, kind="stable")]
+    findings = [Finding("note", "pictures a class to train on", lines)]
+    lonely = [task.names[k] for k in np.flatnonzero(counts < 2)]
+    if lonely:
+        findings.insert(0, Finding("error", "classes with fewer than two pictures to train on", lonely))
+    elif counts.max() >= IMBALANCE * counts.min():
+        most, least = counts.argmax(), counts.argmin()
+        ratio = f"{task.names[most]} has {counts[most] / counts[least]:.0f} times the pictures of {task.names[least]}"
+        findings.insert(0, Finding("warning", "classes are unbalanced (see --balance)", [ratio]))
+    return findings
+
+
+def _side(source: Source, i: int) -> str:
+    return f"{source.names[i]} ({source.splits[i]})" if source.splits[i] else source.names[i]

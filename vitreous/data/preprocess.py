@@ -1,0 +1,238 @@
+"""InputSpec: how any picture becomes the pixels that the model sees. The one decode-and-resize of the project."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vitreous.data.decode import DECODER, MAX_PIXELS, Facts, decode, inspect
+from vitreous.errors import InputError
+
+RANGES = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}  # the top of each depth's range
+MOST_SIZES = 8
+RARE = 0.01  # a shape of fewer than this share of the pictures gets no size of its own
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What pixels a model takes. Inferred from the data, stored with the model, the same wherever it is used."""
+
+    channels: int
+    depth: str  # "uint8", "uint16" or "float32"
+    sizes: tuple[Size, ...]  # (height, width) in pixels; a picture takes the one nearest in log(height / width)
+    mean: tuple[float, ...] = ()  # a channel, in units of the depth's range
+    std: tuple[float, ...] = ()
+    convert: bool = False  # channels or depth were asked for: convert even where something is lost
+    max_pixels: int = MAX_PIXELS
+    decoder: str = ""  # name and version of what decoded the training pictures
+
+    @property
+    def scale(self) -> float:
+        """The top of the pixels' range: 255, 65535, or 1."""
+        return RANGES[self.depth]
+
+    def size_of(self, height: int, width: int) -> int:
+        """Which of `sizes` a picture of this shape takes; depends on nothing else."""
+        aspect = np.log(height / width)
+        return int(np.argmin([abs(np.log(h / w) - aspect) for h, w in self.sizes]))
+
+    def read(self, picture: bytes | np.ndarray, name: str) -> tuple[int, np.ndarray]:
+        """A file's bytes or an array to (which size, pixels (H, W, C) of that size in the model's depth).
+
+        Raises `InputError`, with the picture's name, for what cannot be read or would lose something.
+        """
+        facts = inspect(picture, name, self.max_pixels)
+        self.check(facts, name)
+        number = self.size_of(facts.height, facts.width)
+        height, width = self.sizes[number]
+        pixels = decode(picture, name, max_pixels=self.max_pixels, at_least=(2 * height, 2 * width))
+        return number, resize(self._converted(pixels), (height, width))
+
+    def check(self, facts: Facts, name: str) -> None:
+        """Raises `InputError` where a picture has other channels or another depth than the model was made for."""
+        grey_to_rgb = facts.channels == 1 and self.channels == 3
+        if facts.channels != self.channels and not grey_to_rgb and not (self.convert and self.channels == 1):
+            raise InputError(f"{name}: {_channels(facts.channels)}, where {_channels(self.channels)} are expected")
+        both_integer = "float32" not in (facts.depth, self.depth)
+        if facts.depth != self.depth and not (self.convert and both_integer):
+            raise InputError(f"{name}: {facts.depth} pixels, where {self.depth} is expected")
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W) in the depth's range -> float32 with mean 0 and deviation 1 over the training pictures."""
+        mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return pixels.float().mul(1 / (self.scale * std)).sub_(mean / std)
+
+    def pixel_key(self) -> str:
+        """All that the pixels of `read` depend on, as text."""
+        return f"{self.channels} {self.depth} {self.sizes} {self.convert} {self.max_pixels} {DECODER()}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a JSON file."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The spec that `to_json` wrote."""
+        sizes = tuple((int(h), int(w)) for h, w in values["sizes"])
+        return cls(**{**values, "sizes": sizes, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+
+    def _converted(self, pixels: np.ndarray) -> np.ndarray:
+        if pixels.shape[2] == 1 and self.channels == 3:
+            pixels = pixels.repeat(3, 2)
+        elif pixels.shape[2] != self.channels:
+            weights = (0.299, 0.587, 0.114) if pixels.shape[2] == 3 else np.full(pixels.shape[2], 1 / pixels.shape[2])
+            grey = (pixels @ np.asarray(weights, np.float32))[..., None]
+            pixels = grey if pixels.dtype == np.float32 else np.rint(grey).astype(pixels.dtype)
+        if pixels.dtype == np.uint16 and self.depth == "uint8":
+            pixels = np.rint(pixels / 257).astype(np.uint8)
+        elif pixels.dtype == np.uint8 and self.depth == "uint16":
+            pixels = pixels.astype(np.uint16) * 257
+        return pixels
+
+
+def infer_spec(
+    facts: Sequence[Facts],
+    names: Sequence[str],
+    *,
+    size: str,
+    stride: Size,
+    channels: int | None = None,
+    depth: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> InputSpec:
+    """The spec of a set of pictures: their channels and depth, and sizes that keep their shapes.
+
+    Grey among RGB becomes RGB; anything else that differs is an `InputError` that names the odd ones, unless
+    `channels` or `depth` asks for a conversion. `mean` and `std` are filled in once the pixels are decoded.
+    """
+    wanted_channels = channels or _majority([f.channels for f in facts], merge_grey=True)
+    wanted_depth = depth or _majority([f.depth for f in facts])
+    spec = InputSpec(
+        channels=wanted_channels,
+        depth=wanted_depth,
+        sizes=choose_sizes([(f.height, f.width) for f in facts], size, stride),
+        convert=channels is not None or depth is not None,
+        max_pixels=max_pixels,
+        decoder=DECODER(),
+    )
+    faults = []
+    for fact, name in zip(facts, names, strict=True):
+        try:
+            spec.check(fact, name)
+        except InputError as fault:
+            faults.append(str(fault))
+    if faults:
+        advice = "leave these out, or convert all with --channels 1 or --depth uint8 (something is lost)"
+        raise InputError.listing(f"{len(faults):,} of {len(facts):,} pictures are of another kind:", faults, advice)
+    return spec
+
+
+def choose_sizes(shapes: Sequence[Size], size: str, stride: Size) -> tuple[Size, ...]:
+    """At most eight sizes (height, width) in multiples of `stride`, that keep the aspect ratios of `shapes`.
+
+    `size` is "224" for about the area of 224², "160x384" for just that, or "auto": the pictures' own size where
+    they are at most 64 pixels a side, else 160.
+    """
+    fixed, side = parse_size(size)
+    if fixed:
+        if any(n % s for n, s in zip(fixed, stride, strict=True)):
+            near = "x".join(str(max(s, round(n / s) * s)) for n, s in zip(fixed, stride, strict=True))
+            raise InputError(
+                f"--size {size} does not divide by the model's stride of {stride[0]}×{stride[1]}: {near} would"
+            )
+        return (fixed,)
+    sides = np.asarray(shapes, dtype=float)
+    if side is None:
+        own = float(np.sqrt(np.median(sides.prod(1))))
+        side = own if own <= 64 else 160
+    aspects = np.sort(np.log(sides[:, 0] / sides[:, 1]))
+    for spread in (0.12, 0.25, 0.5, 1.0, 2.0, np.inf):
+        groups = _cover(aspects, spread)
+        common = [group for group in groups if len(group) >= RARE * len(aspects)]
+        if len(common) <= MOST_SIZES:
+            break
+    return tuple(sorted({_fit(float(np.median(group)), side, stride) for group in common or groups[:1]}))
+
+
+def parse_size(size: str) -> tuple[Size | None, float | None]:
+    """ "160x384" -> ((160, 384), None); "224" -> (None, 224.0); "auto" -> (None, None)."""
+    if size == "auto":
+        return None, None
+    try:
+        numbers = [int(part) for part in size.lower().replace("×", "x").split("x")]
+    except ValueError:
+        numbers = []
+    if not 1 <= len(numbers) <= 2 or min(numbers) < 1:
+        raise InputError(f"--size {size}: expected one number (224: about the area of 224²) or HEIGHTxWIDTH (160x384)")
+    return ((numbers[0], numbers[1]), None) if len(numbers) == 2 else (None, float(numbers[0]))
+
+
+def resize(pixels: np.ndarray, size: Size) -> np.ndarray:
+    """(h, w, C) -> (H, W, C) of the same depth, bicubic with antialias; unchanged where the size already fits."""
+    height, width = size
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    bands = pixels.shape[2]
+    if pixels.dtype == np.uint8 and bands in (1, 3):
+        image = Image.fromarray(pixels if bands == 3 else pixels[..., 0])
+        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)).reshape(height, width, bands)
+    out = np.empty((height, width, bands), np.float32)
+    for band in range(bands):
+        image = Image.fromarray(pixels[..., band].astype(np.float32))
+        out[..., band] = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+    if pixels.dtype == np.float32:
+        return out
+    return np.rint(out.clip(0, RANGES[str(pixels.dtype)])).astype(pixels.dtype)
+
+
+def shrink(shapes: Sequence[Size], spec: InputSpec) -> float:
+    """How many times smaller, a side, the median picture gets."""
+    ratios = []
+    for height, width in shapes:
+        new_height, new_width = spec.sizes[spec.size_of(height, width)]
+        ratios.append(np.sqrt(height * width / (new_height * new_width)))
+    return float(np.median(ratios))
+
+
+def _cover(values: np.ndarray, spread: float) -> list[np.ndarray]:
+    """Sorted values, cut into runs that each span at most `spread`."""
+    groups, start = [], 0
+    while start < len(values):
+        end = int(np.searchsorted(values, values[start] + spread, side="right"))
+        groups.append(values[start:end])
+        start = end
+    return groups
+
+
+def _fit(aspect: float, side: float, stride: Size) -> Size:
+    """The grid of about side² pixels whose log(height / width) is nearest to `aspect`, in pixels."""
+    sh, sw = stride
+    tokens = max(side * side / (sh * sw), 1.0)
+
+    def misfit(grid: Size) -> float:
+        gh, gw = grid
+        return abs(np.log(gh * sh / (gw * sw)) - aspect) + 0.5 * abs(np.log(gh * gw / tokens))
+
+    most = int(tokens * 1.05)
+    rows = range(1, most + 1)
+    grids = {
+        (gh, gw) for gh in rows for gw in {max(1, int(tokens / gh)), max(1, round(tokens / gh))} if gh * gw <= most
+    }
+    gh, gw = min(sorted(grids), key=misfit)
+    return gh * sh, gw * sw
+
+
+def _majority(values: Sequence[Any], merge_grey: bool = False) -> Any:
+    kinds = Counter(values)
+    return 3 if merge_grey and set(kinds) == {1, 3} else kinds.most_common(1)[0][0]
+
+
+def _channels(count: int) -> str:
+    return {1: "one channel (grey)", 3: "three channels (RGB)"}.get(count, f"{count} channels")

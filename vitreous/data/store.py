@@ -1,0 +1,232 @@
+"""PixelStore: every picture decoded and resized once, in memory maps on disk, so that later epochs decode nothing."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vitreous.data.preprocess import InputSpec, Size
+from vitreous.data.sources import Source
+from vitreous.errors import InputError
+
+SPARE = 2 << 30  # bytes that a cache leaves free on the disk
+T = TypeVar("T")
+
+
+class UndecodableError(InputError):
+    """Pictures that cannot be decoded, by number."""
+
+    numbers: tuple[int, ...] = ()
+
+
+class PixelStore:
+    """Pictures by number, as the model's InputSpec makes them: from the cache, or decoded anew at each call."""
+
+    def __init__(self, source: Source, spec: InputSpec, shapes: Sequence[Size], arrays: list[np.ndarray] | None):
+        self.source, self.spec, self.arrays = source, spec, arrays
+        self.which, self.rows = _places(spec, shapes)
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def gather(self, numbers: np.ndarray) -> Tensor:
+        """(B,) numbers of pictures of one size -> pixels (B, H, W, C) in the spec's depth."""
+        if self.arrays is not None:
+            return torch.from_numpy(self.arrays[self.which[numbers[0]]][self.rows[numbers]])
+        read = self.spec.read
+        pictures = [read(self.source.read(int(i)), self.source.names[i])[1] for i in numbers]
+        return torch.from_numpy(np.stack(pictures))
+
+    def statistics(self, numbers: np.ndarray, most: int = 4096) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation a channel over (at most `most` of) these pictures, in units of the depth's range."""
+        count, total, squares = 0, 0.0, 0.0
+        for i in numbers[:: max(1, len(numbers) // most)]:
+            pixels = self.gather(np.array([i]))[0].flatten(0, 1).double() / self.spec.scale
+            count, total, squares = count + len(pixels), total + pixels.sum(0), squares + (pixels**2).sum(0)
+        mean = torch.as_tensor(total) / count
+        std = (torch.as_tensor(squares) / count - mean**2).clamp(min=0).sqrt()
+        std[std < 1e-6] = 1.0  # a channel that never changes stays 0
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def open_store(
+    source: Source,
+    spec: InputSpec,
+    shapes: Sequence[Size],
+    digests: Sequence[str],
+    cache: str,
+    threads: int,
+    say: Callable[[str], None],
+    progress: Callable[[int], None],
+) -> PixelStore:
+    """Decodes every picture once; keeps the pixels in `cache` ("auto", "off" or a folder) where they fit.
+
+    The cache is keyed by the content of the files and by the spec. `progress` is called with the number of pictures
+    done. Raises `UndecodableError` that lists every picture that cannot be decoded.
+    """
+    folder = None if cache == "off" else cache_root(cache) / _key(spec, digests)
+    if folder is not None and (arrays := _open_arrays(folder, spec, shapes)) is not None:
+        say(f"pixels from the cache: {folder}")
+        return PixelStore(source, spec, shapes, arrays)
+    counts = _counts(spec, shapes)
+    needed = sum(count * h * w for count, (h, w) in zip(counts, spec.sizes, strict=True))
+    needed *= spec.channels * np.dtype(spec.depth).itemsize
+    if folder is not None and needed > _free(folder.parent) - SPARE:
+        say(f"no cache: {_bytes(needed)} would not fit in {folder.parent}; pictures are decoded at every epoch")
+        folder = None
+    if folder is None:
+        _decode_all(source, spec, threads, progress, lambda i, number, pixels: None)
+        return PixelStore(source, spec, shapes, None)
+    _fill(folder, source, spec, shapes, counts, threads, progress)
+    say(f"pixels cached once: {_bytes(needed)} in {folder} (delete it at any time)")
+    return PixelStore(source, spec, shapes, _open_arrays(folder, spec, shapes))
+
+
+def cache_root(cache: str = "auto") -> Path:
+    """The folder of all caches: `cache` itself, $VITREOUS_CACHE, or the user's cache folder."""
+    if cache != "auto":
+        return Path(cache).expanduser()
+    if named := os.environ.get("VITREOUS_CACHE"):
+        return Path(named)
+    home = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
+    return Path(home or Path.home() / ".cache") / "vitreous"
+
+
+def in_order(function: Callable[[int], T], numbers: Iterable[int], threads: int, ahead: int = 4) -> Iterator[T]:
+    """`map` over a thread pool, in order, with at most `ahead` results a thread waiting."""
+    if threads < 1:
+        yield from map(function, numbers)
+        return
+    pool, waiting = ThreadPoolExecutor(threads), []
+    try:
+        for number in numbers:
+            waiting.append(pool.submit(function, number))
+            if len(waiting) >= threads * ahead:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fill(
+    folder: Path,
+    source: Source,
+    spec: InputSpec,
+    shapes: Sequence[Size],
+    counts: list[int],
+    threads: int,
+    progress: Callable[[int], None],
+):
+    _, rows = _places(spec, shapes)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    files = []
+    try:
+        # Written with write(), not through the map: on a full disk a map kills the process.
+        files.extend(open(partial / f"{number}.raw", "wb") for number in range(len(counts)))  # noqa: SIM115
+
+        def keep(i: int, number: int, pixels: np.ndarray):
+            files[number].seek(int(rows[i]) * pixels.nbytes)
+            files[number].write(pixels.tobytes())
+
+        _decode_all(source, spec, threads, progress, keep)
+        for file in files:
+            file.close()
+        (partial / "cache.json").write_text(json.dumps({"pictures": len(shapes), "source": source.location}))
+        with suppress(OSError):  # another process was faster: its cache is as good
+            partial.rename(folder)
+    finally:
+        for file in files:
+            with suppress(OSError):  # what could not be written is thrown away with the folder
+                file.close()
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _decode_all(
+    source: Source,
+    spec: InputSpec,
+    threads: int,
+    progress: Callable[[int], None],
+    keep: Callable[[int, int, np.ndarray], None],
+):
+    def read(i: int) -> tuple[int, np.ndarray] | str:
+        try:
+            return spec.read(source.read(i), source.names[i])
+        except InputError as fault:
+            return str(fault)
+
+    faults = {}
+    for i, result in enumerate(in_order(read, range(len(source)), threads)):
+        if isinstance(result, str):
+            faults[i] = result
+        else:
+            keep(i, *result)
+        progress(i + 1)
+    if faults:
+        error = UndecodableError.listing(
+            f"{len(faults):,} of {len(source):,} pictures cannot be decoded:",
+            list(faults.values()),
+            "mend or remove them, or leave them out with --skip-bad",
+        )
+        error.numbers = tuple(faults)
+        raise error
+
+
+def _open_arrays(folder: Path, spec: InputSpec, shapes: Sequence[Size]) -> list[np.ndarray] | None:
+    if not (folder / "cache.json").exists():
+        return None
+    arrays = []
+    for number, (count, size) in enumerate(zip(_counts(spec, shapes), spec.sizes, strict=True)):
+        shape = (count, *size, spec.channels)
+        path = folder / f"{number}.raw"
+        if path.stat().st_size != int(np.prod(shape)) * np.dtype(spec.depth).itemsize:
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        arrays.append(np.memmap(path, spec.depth, "r", shape=shape) if count else np.empty(shape, spec.depth))
+    return arrays
+
+
+def _places(spec: InputSpec, shapes: Sequence[Size]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each picture: which size it takes, and its row among the pictures of that size."""
+    which = np.array([spec.size_of(*shape) for shape in shapes], dtype=np.int64)
+    rows = np.empty_like(which)
+    for number in range(len(spec.sizes)):
+        members = which == number
+        rows[members] = np.arange(members.sum())
+    return which, rows
+
+
+def _counts(spec: InputSpec, shapes: Sequence[Size]) -> list[int]:
+    return np.bincount(_places(spec, shapes)[0], minlength=len(spec.sizes)).tolist()
+
+
+def _key(spec: InputSpec, digests: Sequence[str]) -> str:
+    digest = hashlib.blake2b(spec.pixel_key().encode(), digest_size=12)
+    for one in digests:
+        digest.update(one.encode())
+    return digest.hexdigest()
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,295 @@
+"""Tables of pictures, CSV and Parquet: a row a picture."""
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitreous.data.folders import is_picture
+from vitreous.data.splits import split_of
+from vitreous.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", "picture", "img")
+TARGET_COLUMNS = ("label", "class", "target", "y", "category")
+SPLIT_COLUMNS = ("split", "fold", "set", "subset")
+_NO_TARGETS = re.compile(r"(id|index|unnamed.*|__index_level_\d+__)?", re.IGNORECASE)
+_SNIFFED = 1 << 16  # bytes in which a CSV shows its delimiter
+_COUNTED = "(rows counted from 1, without the header)"
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a table, a picture each."""
+
+    names: tuple[str, ...]  # paths relative to the table's folder, posix slashes; absolute where they lie elsewhere
+    columns: dict[str, np.ndarray]  # the targets
+    splits: np.ndarray  # of str, "" where the table does not say
+    groups: np.ndarray | None  # of str
+    contents: "pa.ChunkedArray | None"  # the encoded pictures, where the table holds them and not their paths
+
+
+def read_table(path: Path, target: Sequence[str], path_column: str | None, group: str | None) -> Table:
+    """Read a CSV, TSV or Parquet file; `open_source` tells how its columns are understood.
+
+    Raises:
+        InputError: the file cannot be read, has no such columns, or has rows without a picture, whose picture is not
+            there, or that contradict each other. Faults of one sort are reported together.
+    """
+    table = _load(path)
+    names = [name.strip() for name in table.column_names]
+    doubled = sorted({name for name in names if name and names.count(name) > 1})
+    if doubled:
+        raise InputError(f"{path}: several columns have the same name: {', '.join(doubled)}.")
+    table = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
+    for role, name in [("target", t) for t in target] + [("path", path_column), ("group", group)]:
+        if name is not None and name not in names:
+            raise InputError(f"{path} has no {role} column '{name}'. Its columns are: {', '.join(names)}.")
+
+    pictures = path_column or _picture_column(table, path)
+    contents, paths = _pictures(table[pictures], pictures, path)
+    split, splits = _splits(table, path, taken={*target, pictures, group})
+    columns = _targets(table, path, target, left_out={pictures, group, split})
+    if contents is None:
+        paths = _existing(paths, path)
+        _refuse_contradictions(paths, columns, path)
+    return Table(tuple(paths), columns, splits, _groups(table, group, path), contents)
+
+
+def _load(path: Path) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if path.suffix.lower() != ".parquet":
+            return _load_csv(path)
+        with pq.ParquetFile(path) as file:  # not read_table, which takes folders called a=1 for columns
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path} cannot be read as a table: {error}") from error
+
+
+def _load_csv(path: Path) -> "pa.Table":
+    import pyarrow as pa
+    from pyarrow import csv
+
+    with path.open("rb") as file:
+        head = file.read(_SNIFFED)
+    first = re.sub(rb'"[^"]*"', b"", head.splitlines()[0] if head.strip() else b"")
+    delimiter = b"\t" if path.suffix.lower() == ".tsv" else max((b",", b";", b"\t"), key=first.count)
+    decimal_comma = delimiter == b";" and re.search(rb'(?m)(?:^|;)"?-?\d+,\d+"?(?=;|\r?$)', head)
+    table = csv.read_csv(
+        path,
+        # One block: the type of a column is seen from all its rows, not from the first megabyte.
+        read_options=csv.ReadOptions(block_size=min(path.stat().st_size + 1, 1 << 30)),
+        parse_options=csv.ParseOptions(delimiter=delimiter.decode(), newlines_in_values=True),
+        convert_options=csv.ConvertOptions(decimal_point="," if decimal_comma else "."),
+    )
+    if any(pa.types.is_binary(column.type) for column in table.columns):
+        raise InputError(f"{path} is not UTF-8 text. Save it as CSV with UTF-8 encoding.")
+    if any(is_picture(name) for name in table.column_names):
+        raise InputError(f"{path} has no header: its first line must name the columns, such as path,label.")
+    return table
+
+
+def _picture_column(table: "pa.Table", where: Path) -> str:
+    """The column that holds the pictures or their paths: by its name, or else by its values."""
+    import pyarrow as pa
+
+    def can_be(column: "pa.ChunkedArray") -> bool:
+        t = column.type
+        return _is_text(column) or _is_bytes(t) or (pa.types.is_struct(t) and t.get_field_index("bytes") >= 0)
+
+    usable = [name for name in table.column_names if can_be(table[name])]
+    named = [name for wanted in PATH_COLUMNS for name in usable if name.lower() == wanted]
+    if named:
+        return named[0]
+    for name in filter(lambda name: _is_text(table[name]), usable):
+        values = [value for value in _to_text(table[name].slice(0, 1000)).tolist() if value]
+        if values and sum(map(is_picture, values)) > len(values) / 2:
+            return name
+    raise InputError(
+        f"{where} has no column of picture files: none is called {', '.join(PATH_COLUMNS)}, and none holds names such "
+        f"as a.jpg. Its columns are: {', '.join(table.column_names)}. Name it with --path-column."
+    )
+
+
+def _pictures(column: "pa.ChunkedArray", title: str, where: Path) -> tuple["pa.ChunkedArray | None", list[str]]:
+    """The pictures themselves or None, and their names or paths; a struct {bytes, path} is Hugging Face's way."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    contents, paths = (column, None) if _is_bytes(column.type) else (None, column)
+    if pa.types.is_struct(column.type):
+        fields = {field.name for field in column.type.fields}
+        contents = pc.struct_field(column, "bytes") if "bytes" in fields else None  # pyright: ignore
+        paths = pc.struct_field(column, "path") if "path" in fields else None  # pyright: ignore
+        if paths is not None and (contents is None or contents.null_count == len(contents)):
+            contents = None
+    names = [] if paths is None else [name.replace("\\", "/") for name in _to_text(paths).tolist()]
+    if contents is not None:
+        empty = np.flatnonzero(pc.fill_null(pc.equal(pc.binary_length(contents), 0), True).to_numpy())  # pyright: ignore
+        if len(set(names) - {""}) < len(contents):
+            names = [f"{title}[{i}]" for i in range(len(contents))]
+    else:
+        empty = np.flatnonzero(np.array(names, dtype=str) == "")
+    if len(empty):
+        raise InputError.listing(
+            f"{where}: rows without a picture in column '{title}' {_COUNTED}:",
+            [f"row {row + 1}" for row in empty.tolist()],
+            "Fill them in, or remove these rows.",
+        )
+    return contents, names
+
+
+def _existing(paths: list[str], where: Path) -> list[str]:
+    """The paths relative to the table's folder, all of them files."""
+    folder = where.parent
+    faults, names = [], []
+    for row, name in enumerate(paths, start=1):
+        file = folder / name
+        if not file.is_file():
+            faults.append(f"row {row}: {name}")
+        inside = Path(name).is_absolute() and file.is_relative_to(folder)
+        names.append(file.relative_to(folder).as_posix() if inside else PurePosixPath(name).as_posix())
+    if faults:
+        raise InputError.listing(
+            f"{where}: {len(faults):,} of {len(paths):,} pictures are not there {_COUNTED}:",
+            faults,
+            f"Paths are relative to the folder of the table, {folder}.",
+        )
+    return names
+
+
+def _refuse_contradictions(names: list[str], columns: dict[str, np.ndarray], where: Path) -> None:
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, name in enumerate(names):
+        rows[name].append(row)
+    faults = [
+        f"{name}: rows {', '.join(str(row + 1) for row in same)} ('{title}' is "
+        + " and ".join(dict.fromkeys(map(str, values[same].tolist())))
+        + ")"
+        for name, same in rows.items()
+        if len(same) > 1
+        for title, values in columns.items()
+        if len(set(map(str, values[same].tolist()))) > 1
+    ]
+    if faults:
+        raise InputError.listing(
+            f"{where}: pictures that are named twice with different targets {_COUNTED}:",
+            faults,
+            "Keep one row of each. Several labels of a picture are several columns of 0 and 1.",
+        )
+
+
+def _splits(table: "pa.Table", where: Path, taken: set[str | None]) -> tuple[str | None, np.ndarray]:
+    """The column that says which split a row belongs to, if there is one, and what it says."""
+    lower: dict[str, str] = {name.lower(): name for name in table.column_names}
+    for name in [lower[wanted] for wanted in SPLIT_COLUMNS if wanted in lower]:
+        words = None if name in taken else _to_numpy(table[name])
+        if words is None:
+            continue
+        found = {word: split_of(str(word)) for word in np.unique(words).tolist() if str(word) not in ("", "nan")}
+        strange = [str(word) for word, split in found.items() if split is None]
+        if strange and (name.lower() == "split" or len(strange) < len(found)):
+            raise InputError(
+                f"{where}: column '{name}' must say train, validation or test, but it holds {', '.join(strange[:20])}."
+            )
+        if found and not strange:
+            return name, np.array([found.get(word) or "" for word in words.tolist()], dtype="U10")
+    return None, np.full(len(table), "", dtype="U10")
+
+
+def _targets(table: "pa.Table", where: Path, target: Sequence[str], left_out: set[str | None]) -> dict[str, np.ndarray]:
+    """The columns asked for; or else the one with the name of a target; or else all that can be targets."""
+    class_names = _hugging_face_classes(table)
+    columns = {name: _to_numpy(table[name]) for name in target or table.column_names if name not in left_out}
+    if target:
+        wrong = [name for name in target if columns.get(name) is None]
+        if wrong:
+            raise InputError(f"{where}: these columns cannot be targets: {', '.join(wrong)}.")
+    else:
+        named = [name for name in columns if name.lower() in TARGET_COLUMNS]
+        if len(named) > 1:
+            raise InputError(f"{where}: several columns may be the target. Choose with --target: {', '.join(named)}.")
+        columns = {
+            name: column
+            for name, column in columns.items()
+            if name in named or (not named and not _NO_TARGETS.fullmatch(name) and name.lower() not in SPLIT_COLUMNS)
+            if table[name].null_count < len(table)
+        }
+    chosen = {name: column for name, column in columns.items() if column is not None}
+    for name in chosen.keys() & class_names.keys():
+        known = np.array(class_names[name], dtype=str)
+        numbers = chosen[name]
+        if numbers.dtype.kind == "i" and len(numbers) and numbers.min() >= 0 and numbers.max() < len(known):
+            chosen[name] = known[numbers]
+    return chosen
+
+
+def _hugging_face_classes(table: "pa.Table") -> dict[str, list[str]]:
+    """Column -> class names, where the `datasets` library left them in the schema."""
+    try:
+        features = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: f["names"] for name, f in features.items() if f.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}
+
+
+def _groups(table: "pa.Table", group: str | None, where: Path) -> np.ndarray | None:
+    if group is None:
+        return None
+    values = _to_numpy(table[group])
+    if values is None:
+        raise InputError(f"{where}: column '{group}' holds neither text nor numbers to group by.")
+    words = values.astype(str)
+    empty = [f"row {row + 1}" for row in np.flatnonzero(np.isin(words, ("", "nan"))).tolist()]
+    if empty:
+        raise InputError.listing(f"{where}: rows without a group in column '{group}' {_COUNTED}:", empty)
+    return words
+
+
+def _is_bytes(t: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_binary(t) or pa.types.is_large_binary(t)
+
+
+def _is_text(column: "pa.ChunkedArray") -> bool:
+    import pyarrow as pa
+
+    t = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return pa.types.is_string(t) or pa.types.is_large_string(t)
+
+
+def _to_text(column: "pa.ChunkedArray") -> np.ndarray:
+    """(n,) of str, stripped; "" where it is missing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return np.array([(word or "").strip() for word in pc.cast(column, pa.string()).to_pylist()], dtype=str)
+
+
+def _to_numpy(column: "pa.ChunkedArray") -> np.ndarray | None:
+    """int64, float64 (missing numbers are NaN), bool, or str (missing text is ""); None of what cannot be a target."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    types, t = pa.types, column.type
+    if types.is_boolean(t) and not column.null_count:
+        return column.to_numpy()
+    if types.is_integer(t) and not column.null_count:
+        return column.to_numpy().astype(np.int64)
+    if types.is_integer(t) or types.is_floating(t) or types.is_decimal(t) or types.is_null(t):
+        return pc.cast(column, pa.float64(), safe=False).to_numpy()
+    if _is_text(column) or types.is_temporal(t) or types.is_boolean(t):
+        return _to_text(column)
+    return None

@@ -1,0 +1,164 @@
+"""What a model is, as data: `ModelConfig` holds all that is needed to build it again."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+from vitreous.errors import InputError
+
+TOKENIZERS = ("patch", "t2t")
+POSITIONS = ("sincos2d", "sinusoid", "learned", "none")
+POOLS = ("mean", "class")
+TOKEN_SCALES = ("input", "head")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Vision Transformer: tokenizer, position embedding, encoder and head. Sizes are (height, width) in pixels.
+
+    Raises `InputError` that lists every value that does not fit.
+    """
+
+    image_size: tuple[int, int] = (224, 224)  # the size it is made for; other grids work too
+    channels: int = 3
+    outputs: int = 1000  # classes, labels, or numbers
+
+    tokenizer: str = "patch"  # "patch", or "t2t" for tokens-to-token
+    patch_size: tuple[int, int] = (16, 16)  # of the patch embedding
+    kernels: tuple[int, ...] = (7, 3, 3)  # of the soft splits; stride and padding follow from each
+    token_width: int = 64  # of the token transformers
+    token_heads: int = 1
+    token_mlp_ratio: float = 1.0
+    token_scale: str = "input"  # softmax scale of the token transformers: input width or head width, to the -1/2
+
+    width: int = 384  # D
+    depth: int = 12
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    value_skip: bool = False  # attention returns V + proj(A·V) in the encoder too, as the article series has it
+    norm_eps: float = 1e-6
+
+    position: str = "sincos2d"
+    position_temperature: float = 10.0  # of sincos2d: its longest wave is 2π times so many tokens
+    class_position: bool = False  # the class token has a position of its own: the embedding is added after it joins
+    pool: str = "mean"  # what the head reads: the mean of the tokens, or the class token
+    head_hidden: int = 0  # width of the head's hidden layer (tanh); 0: the head is linear
+
+    def __post_init__(self):
+        self._check()
+
+    @property
+    def class_token(self) -> bool:
+        """Whether a class token joins the tokens."""
+        return self.pool == "class"
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Pixels from one token to the next, (height, width): sizes that are multiples of it waste nothing."""
+        if self.tokenizer == "patch":
+            return self.patch_size
+        total = 1
+        for kernel in self.kernels:
+            total *= split_stride(kernel)
+        return total, total
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """The token grid (gh, gw) of a picture. Raises `InputError` where there is none, with the sizes that work."""
+        if self.tokenizer == "t2t":
+            gh, gw = height, width
+            for kernel in self.kernels:
+                gh, gw = split_length(gh, kernel), split_length(gw, kernel)
+            if min(gh, gw) < 1:
+                sh, sw = self.stride
+                raise InputError(
+                    f"a picture of {height}×{width} is too small for soft splits with kernels "
+                    f"{self.kernels}: expected at least {sh}×{sw}"
+                )
+            return gh, gw
+        ph, pw = self.patch_size
+        if height % ph or width % pw or not height or not width:
+            raise InputError(
+                f"a picture of {height}×{width} does not divide into patches of {ph}×{pw}: "
+                f"{_multiples('height', height, ph)}, {_multiples('width', width, pw)}"
+            )
+        return height // ph, width // pw
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a JSON file."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The config that `to_json` wrote. Raises `InputError` for fields that it does not know."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise InputError(f"a model config with fields that this version does not know: {', '.join(unknown)}")
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**fields)
+
+    def _check(self):
+        faults = []
+
+        def expect(holds: bool, fault: str):
+            if not holds:
+                faults.append(fault)
+
+        for name, choices in (
+            ("tokenizer", TOKENIZERS),
+            ("position", POSITIONS),
+            ("pool", POOLS),
+            ("token_scale", TOKEN_SCALES),
+        ):
+            value = getattr(self, name)
+            expect(value in choices, f"{name} is {value!r}: expected one of {', '.join(choices)}")
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, int) and v > 0 for v in value)
+            expect(pair, f"{name} is {value!r}: expected (height, width), two whole numbers above 0")
+        for name in ("channels", "outputs", "token_width", "token_heads", "width", "depth", "heads"):
+            value = getattr(self, name)
+            expect(isinstance(value, int) and value > 0, f"{name} is {value!r}: expected a whole number above 0")
+        if faults:
+            raise InputError.listing("this model cannot be built:", faults)
+        expect(self.width % self.heads == 0, f"width {self.width} does not divide by {self.heads} heads")
+        expect(
+            self.token_width % self.token_heads == 0,
+            f"token_width {self.token_width} does not divide by {self.token_heads} token_heads",
+        )
+        expect(self.position_temperature > 1, "position_temperature: expected a number above 1")
+        if self.position in ("sincos2d", "sinusoid"):
+            parts = 4 if self.position == "sincos2d" else 2
+            expect(self.width % parts == 0, f"width {self.width} does not divide by {parts}, as {self.position} needs")
+        expect(
+            bool(self.kernels) and all(isinstance(k, int) and k > 0 for k in self.kernels),
+            f"kernels is {self.kernels!r}: expected whole numbers above 0, one a soft split",
+        )
+        expect(not self.class_position or self.class_token, "class_position without a class token: expected pool class")
+        expect(self.head_hidden >= 0, f"head_hidden is {self.head_hidden}: expected 0 or more")
+        expect(self.mlp_ratio > 0 and self.token_mlp_ratio > 0, "mlp_ratio: expected a number above 0")
+        if faults:
+            raise InputError.listing("this model cannot be built:", faults)
+        self.grid(*self.image_size)
+
+
+def split_stride(kernel: int) -> int:
+    """Stride of a soft split, ⌊(k+1)/2⌋: 4 for a kernel of 7, 2 for 3, as in the T2T-ViT paper (2101.11986)."""
+    return (kernel + 1) // 2
+
+
+def split_padding(kernel: int) -> int:
+    """Padding of a soft split, ⌊(k+1)/4⌋: 2 for a kernel of 7, 1 for 3, as in the T2T-ViT paper (2101.11986)."""
+    return (kernel + 1) // 4
+
+
+def split_length(length: int, kernel: int) -> int:
+    """Tokens along a side of `length` after a soft split: ⌊(n + 2p − k)/s⌋ + 1."""
+    return (length + 2 * split_padding(kernel) - kernel) // split_stride(kernel) + 1
+
+
+def _multiples(side: str, length: int, step: int) -> str:
+    if length % step == 0 and length:
+        return f"{side} {length} is fine"
+    below, above = length // step * step, (length // step + 1) * step
+    return f"{side} {below} or {above} would" if below else f"{side} {above} would"

@@ -1,0 +1,144 @@
+"""VisionTransformer: tokenizer, position, encoder, head."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitreous.errors import InputError
+from vitreous.model.config import ModelConfig
+from vitreous.model.encoder import EncoderBlock
+from vitreous.model.patch import PatchEmbedding
+from vitreous.model.position import PositionEmbedding
+from vitreous.model.presets import PRESETS, preset
+from vitreous.model.t2t import TokensToToken
+
+
+class VisionTransformer(nn.Module):
+    """The encoder-only transformer of *An Image Is Worth 16×16 Words* (2010.11929); with the tokens-to-token
+    module as its tokenizer, that of *Tokens-to-Token ViT* (2101.11986). No dropout.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.tokenizer = TokensToToken(config) if config.tokenizer == "t2t" else PatchEmbedding(config)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
+        self.position = PositionEmbedding(config)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(
+                config.width, config.heads, config.mlp_ratio, config.qkv_bias, config.value_skip, config.norm_eps
+            )
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.head = _head(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, C, H, W) -> outputs (B, outputs)."""
+        return self.head(self.features(pixels))
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, C, H, W) -> what the head reads (B, D).
+
+        Raises `InputError` for a number of channels or a size that the model was not made for.
+        """
+        if pixels.ndim != 4 or pixels.shape[1] != self.config.channels:
+            raise InputError(
+                f"pixels of shape {tuple(pixels.shape)}: expected (batch, {self.config.channels}, height, width)"
+            )
+        tokens, grid = self.tokenizer(pixels)
+        if self.class_token is not None:
+            tokens = torch.cat((self.class_token.expand(len(tokens), -1, -1).to(tokens), tokens), 1)  # (B, 1 + N, D)
+        tokens = self.position(tokens, grid)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens)
+        return tokens[:, 0] if self.class_token is not None else tokens.mean(1)
+
+
+def create(name: str, *, seed: int = 0, **overrides) -> VisionTransformer:
+    """A named model with fresh weights: `create("t2t_vit_t_14", outputs=10, channels=1, image_size=(1700, 500))`.
+
+    `overrides` are fields of `ModelConfig`. Equal arguments give equal weights. Raises `InputError` for a name or a
+    value that does not fit.
+    """
+    return build(preset(name, **overrides), seed)
+
+
+def build(config: ModelConfig, seed: int = 0) -> VisionTransformer:
+    """A model with fresh weights: matrices as Glorot & Bengio 2010 have them, biases and the last layer zero.
+
+    Tokens start with deviation 1/2, somewhat less than a sin-cos position embedding: with the usual weights of 0.02 a
+    patch of few pixels would drown in its position, and small pictures would hardly be learned.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VisionTransformer(config)
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        projection = model.tokenizer.projection
+        nn.init.normal_(projection.weight, std=0.5 * projection.weight[0].numel() ** -0.5)
+        for table in (model.class_token, getattr(model.position, "table", None)):
+            if table is not None:
+                nn.init.trunc_normal_(table, std=0.02)
+        *_, last = (module for module in model.head.modules() if isinstance(module, nn.Linear))
+        nn.init.zeros_(last.weight)
+    return model
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers that are learned."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(config: ModelConfig, height: int, width: int) -> int:
+    """Multiply-accumulates of one picture's forward pass, the products of attention counted."""
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+        pixels = torch.empty(1, config.channels, height, width)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(pixels)
+    return counter.get_total_flops() // 2
+
+
+def describe_presets(size: str, channels: int, outputs: int) -> list[dict[str, Any]]:
+    """A row a preset: model, parameters, macs, size, grid. `size` is "224" or "160x384"; a preset whose patches do not
+    divide it, or that is made for small pictures, shows its own size.
+    """
+    try:
+        numbers = [int(part) for part in size.lower().replace("×", "x").split("x")]
+    except ValueError:
+        raise InputError(f"--size {size}: expected 224 or 160x384 (height x width)") from None
+    wanted = (numbers[0], numbers[-1])
+    rows = []
+    for name, config in PRESETS.items():
+        small = max(config.image_size) < 64 <= max(wanted)
+        fits = all(n % s == 0 for n, s in zip(wanted, config.stride, strict=True))
+        shown = config.image_size if small or not fits else wanted
+        row = dataclasses.replace(config, image_size=shown, channels=channels, outputs=outputs)
+        with torch.device("meta"):
+            parameters = count_parameters(VisionTransformer(row))
+        rows.append(
+            {
+                "model": name,
+                "parameters": parameters,
+                "macs": count_macs(row, *shown),
+                "size": shown,
+                "grid": row.grid(*shown),
+            }
+        )
+    return rows
+
+
+def _head(config: ModelConfig) -> nn.Module:
+    if not config.head_hidden:
+        return nn.Linear(config.width, config.outputs)
+    return nn.Sequential(
+        nn.Linear(config.width, config.head_hidden), nn.Tanh(), nn.Linear(config.head_hidden, config.outputs)
+    )

@@ -1,0 +1,105 @@
+"""What a run says: the terminal, log.txt, and metrics.csv."""
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vitreous.rundir import write_atomically
+
+
+class Journal:
+    """Says things to the terminal and, once it has a folder, to log.txt; keeps the rows of metrics.csv."""
+
+    def __init__(self, *, quiet: bool = False, stderr: bool = False):
+        self.console = Console(stderr=stderr, quiet=quiet, highlight=False, soft_wrap=True)
+        self.folder: Path | None = None
+        self.rows: list[dict[str, float]] = []
+        self._early: list[str] = []
+
+    def settle(self, folder: Path, rows: list[dict[str, float]] | None = None) -> None:
+        """From here on log.txt and metrics.csv are kept in `folder`; what was said before is written now."""
+        self.folder = folder
+        self.rows = rows or []
+        self._log("".join(self._early))
+        if rows is not None:
+            self._write_rows()
+
+    def say(self, text: str) -> None:
+        """A line for the user."""
+        self.console.print(text, markup=False)
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n"
+        if self.folder is None:
+            self._early.append(line)
+        else:
+            self._log(line)
+
+    def row(self, values: dict[str, float]) -> None:
+        """Adds a row to metrics.csv."""
+        self.rows.append(values)
+        self._write_rows()
+
+    @contextmanager
+    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+        """A progress bar; what it yields is called with how much is done, and of how much where that was not known.
+
+        Silent where output is not a terminal.
+        """
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+            task = progress.add_task(title, total=total, completed=done)
+            yield lambda count, total=total: progress.update(task, completed=count, total=total)
+
+    def _log(self, text: str):
+        if self.folder is not None and text:
+            with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.write(text)
+
+    def _write_rows(self):
+        if self.folder is None or not self.rows:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.folder / "metrics.csv", text.getvalue().encode())
+
+
+def read_rows(folder: Path, until_step: int) -> list[dict[str, float]]:
+    """The rows of metrics.csv up to a step: what came after a checkpoint is computed again."""
+    path = folder / "metrics.csv"
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [row for row in rows if row["step"] <= until_step]
+
+
+def row_line(row: dict[str, float], headline: str) -> str:
+    """A row of metrics as a line in the terminal."""
+    epoch = f"epoch {row['epoch']:g}" if row["epoch"] == int(row["epoch"]) else f"epoch {row['epoch']:.1f}"
+    score = row[headline]
+    shown = f"{score:.1%}" if headline == "top1" else f"{score:.4f}"
+    return (
+        f"{epoch:<12}step {int(row['step']):<8}train loss {row['train_loss']:<9.4f}"
+        f"val loss {row['val_loss']:<9.4f}{headline} {shown:<9}{clock(row['seconds'])}"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 4:05 or 1:02:03."""
+    minutes, rest = divmod(math.floor(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

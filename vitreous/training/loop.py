@@ -1,0 +1,239 @@
+"""The training loop."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from vitreous import metrics
+from vitreous.data.batches import Batch, Order, TrainingBatches, plain_batches
+from vitreous.errors import InputError
+from vitreous.rundir import Checkpoint, RunDir
+from vitreous.training.journal import Journal, read_rows, row_line
+from vitreous.training.optim import (
+    Criterion,
+    make_average,
+    make_criterion,
+    make_optimizer,
+    restore_state,
+    state_of,
+)
+from vitreous.training.prepare import Job
+from vitreous.training.recipe import Plan
+
+PATIENCE = 5  # updates in a row that may be refused before training goes back to the last checkpoint
+RETREATS = 5  # times that it goes back, each at half the learning rate, before it gives up
+HEADLINES = {"classification": "top1", "multilabel": "map", "regression": "r2"}
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside its tensors."""
+
+    step: int = 0
+    seconds: float = 0.0  # spent training, over all of the run's processes
+    loss_sum: float = 0.0  # since the last row
+    loss_count: int = 0
+    rate_scale: float = 1.0
+    refused: int = 0  # updates in a row that were not finite
+    retreats: int = 0
+
+
+class Learner:
+    """What a step changes: the model, its moving average, the optimizer, and the progress."""
+
+    def __init__(self, model: nn.Module, plan: Plan):
+        self.model = model
+        self.average: AveragedModel = make_average(model, plan.ema)
+        self.optimizer = make_optimizer(model, plan.lr, plan.weight_decay)
+        self.progress = Progress()
+
+    def checkpoint(self) -> Checkpoint:
+        """The whole state."""
+        values = dataclasses.asdict(self.progress)
+        return Checkpoint(values.pop("step"), state_of(self.model, self.average, self.optimizer), values)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes back, or on, to a checkpoint."""
+        restore_state(checkpoint.tensors, self.model, self.average, self.optimizer)
+        self.progress = Progress(step=checkpoint.step, **checkpoint.values)
+
+
+def fit(job: Job, plan: Plan, model: nn.Module, run: RunDir, journal: Journal) -> nn.Module:
+    """Trains to the plan's last step, from the newest checkpoint of the run where there is one.
+
+    Returns the moving average of the weights. An update that is not finite is not made; after five in a row training
+    goes back to the last checkpoint at half the learning rate. Raises `InputError` where that does not help.
+    """
+    learner = Learner(model, plan)
+    batches, order = training_batches(job, plan)
+    criterion = make_criterion(job.task, plan.smoothing, class_weights(job, plan))
+    device = torch.device(plan.device)
+    rows = row_steps(order, plan)
+    headline = HEADLINES[job.task.kind]
+    if checkpoint := run.newest(journal.say):
+        learner.restore(checkpoint)
+    else:
+        run.save(learner.checkpoint())
+    journal.settle(run.path, read_rows(run.path, learner.progress.step))
+    started = time.perf_counter() - learner.progress.seconds
+
+    while (at := learner.progress).step < plan.steps:
+        with journal.bar("training", plan.steps, at.step) as bar:
+            for batch in batches.steps(at.step, plan.steps, plan.workers):
+                loss, finite = update(learner, batch, criterion, plan, device)
+                at.step += 1
+                at.refused = 0 if finite else at.refused + 1
+                if not finite:
+                    journal.say(f"step {at.step}: loss or gradient is not finite; the update is not made")
+                    if at.refused == PATIENCE:
+                        retreat(learner, run, journal)
+                        break
+                else:
+                    at.loss_sum, at.loss_count = at.loss_sum + loss, at.loss_count + 1
+                at.seconds = time.perf_counter() - started
+                if at.step in rows:
+                    row = measure(learner, job, plan, criterion, device, order)
+                    journal.row(row)
+                    journal.say(row_line(row, headline))
+                    at.loss_sum, at.loss_count = 0.0, 0
+                due = at.step % plan.save_every == 0 if plan.save_every else at.step in rows
+                if (due or at.step == plan.steps) and not at.refused:
+                    run.save(learner.checkpoint())
+                bar(at.step)
+    return learner.average.module
+
+
+def update(
+    learner: Learner, batch: Batch, criterion: Criterion, plan: Plan, device: torch.device
+) -> tuple[float, bool]:
+    """One update: the loss, and whether it and the gradient were finite. If not, nothing has changed."""
+    rate = plan.rate(learner.progress.step) * learner.progress.rate_scale
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
+    total = torch.zeros((), device=device)
+    pieces = zip(batch.pixels.chunk(plan.accumulate), batch.targets.chunk(plan.accumulate), strict=True)
+    for pixels, targets in pieces:
+        with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+            outputs = learner.model(pixels.to(device, non_blocking=True))
+        loss = criterion(outputs, targets.to(device, non_blocking=True)) * (len(pixels) / len(batch.pixels))
+        loss.backward()
+        total += loss.detach()
+    norm = nn.utils.clip_grad_norm_(learner.model.parameters(), plan.clip, foreach=True)
+    finite = bool(torch.isfinite(norm) & torch.isfinite(total))
+    if finite:
+        learner.optimizer.step()
+        learner.average.update_parameters(learner.model)
+    learner.optimizer.zero_grad(set_to_none=True)
+    return float(total), finite
+
+
+def retreat(learner: Learner, run: RunDir, journal: Journal) -> None:
+    """Goes back to the last checkpoint at half the learning rate."""
+    retreats = learner.progress.retreats + 1
+    checkpoint = run.newest(journal.say)
+    if checkpoint is None or retreats > RETREATS:
+        raise InputError(
+            f"training does not stay finite, after {RETREATS} returns to an earlier state; "
+            f"try a lower --lr, or --precision fp32; the last good state is in {run.path / 'last'}"
+        )
+    scale = learner.progress.rate_scale / 2
+    learner.restore(checkpoint)
+    learner.progress.rate_scale, learner.progress.retreats, learner.progress.refused = scale, retreats, 0
+    journal.say(
+        f"{PATIENCE} updates in a row were not finite: back to step {checkpoint.step}, at {scale:g} of the rate"
+    )
+
+
+def measure(
+    learner: Learner, job: Job, plan: Plan, criterion: Criterion, device: torch.device, order: Order
+) -> dict[str, float]:
+    """A row of metrics, from the moving average on the validation pictures."""
+    at = learner.progress
+    outputs, targets = outputs_on(learner.average.module, job, job.validation, plan.batch, plan.precision, device)
+    epoch = order.epoch_of(at.step)
+    within = at.step - order.steps_before(epoch)
+    length = order.steps_before(epoch + 1) - order.steps_before(epoch)
+    return {
+        "epoch": epoch + (round(within / length, 3) if within else 0),
+        "step": at.step,
+        "seconds": round(at.seconds, 3),
+        "lr": plan.rate(at.step - 1) * at.rate_scale,
+        "train_loss": at.loss_sum / max(1, at.loss_count),
+        "val_loss": float(criterion(torch.from_numpy(outputs), torch.from_numpy(targets))),
+        HEADLINES[job.task.kind]: headline_of(job, outputs, targets),
+    }
+
+
+def headline_of(job: Job, outputs: np.ndarray, targets: np.ndarray) -> float:
+    """The one number that tells how good a model is: top-1 accuracy, mean average precision, or R²; NaN for none."""
+    if job.task.kind == "classification":
+        return metrics.accuracy(outputs, targets)
+    scores = (
+        metrics.average_precision(outputs, targets)
+        if job.task.kind == "multilabel"
+        else metrics.regression_errors(outputs, targets).r2
+    )
+    known = scores[np.isfinite(scores)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def outputs_on(
+    model: nn.Module, job: Job, numbers: np.ndarray, batch: int, precision: str, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, outputs) float32 of the model on these pictures, and their targets, in the order of `numbers`."""
+    batches = plain_batches(job.store, job.targets, numbers, batch, workers=0)
+    outputs, order = run_model(model, batches, precision, device)
+    back = np.argsort(order)[np.argsort(np.argsort(numbers))]
+    return outputs[back], job.targets[numbers]
+
+
+def run_model(
+    model: nn.Module, batches: Iterable[Batch], precision: str, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n, outputs) float32 of the model on batches, and the numbers of the pictures in that order."""
+    outputs, numbers = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                outputs.append(model(batch.pixels.to(device)).float().cpu())
+            numbers.append(batch.numbers)
+    return torch.cat(outputs).numpy(), np.concatenate(numbers)
+
+
+def training_batches(job: Job, plan: Plan) -> tuple[TrainingBatches, Order]:
+    """The augmented batches of the plan, and their order."""
+    weights = None
+    if plan.balance == "sampling" and job.task.kind == "classification":
+        counts = np.bincount(job.targets[job.training], minlength=job.task.outputs)
+        weights = 1 / np.maximum(counts, 1)[job.targets]
+    which = job.store.which[job.training]
+    groups = [job.training[which == number] for number in range(len(job.spec.sizes))]
+    order = Order(groups, plan.batch, plan.seed, weights)
+    classes = job.task.outputs if job.task.kind == "classification" else None
+    return TrainingBatches(job.store, job.targets, order, plan.augmentation, classes), order
+
+
+def class_weights(job: Job, plan: Plan) -> Tensor | None:
+    """Weights of the loss, inverse to the number of training pictures a class, on average 1 a picture."""
+    if plan.balance != "weights" or job.task.kind != "classification":
+        return None
+    counts = np.bincount(job.targets[job.training], minlength=job.task.outputs)
+    weights = len(job.training) / (len(counts) * np.maximum(counts, 1))
+    return torch.tensor(weights, dtype=torch.float32, device=plan.device)
+
+
+def row_steps(order: Order, plan: Plan) -> set[int]:
+    """The steps after which a row of metrics is due: ends of epochs, and the last."""
+    ends = {plan.steps}
+    epoch = plan.row_every
+    while (step := order.steps_before(epoch)) < plan.steps:
+        ends.add(step)
+        epoch += plan.row_every
+    return ends

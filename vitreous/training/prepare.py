@@ -1,0 +1,223 @@
+"""Data to a Job: all that a run trains on, checked before the first step."""
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitreous.data.decode import Facts
+from vitreous.data.doctor import Scan, fast_findings, scan
+from vitreous.data.preprocess import InputSpec, infer_spec, parse_size, shrink
+from vitreous.data.sources import Source, open_source
+from vitreous.data.splits import assign_splits
+from vitreous.data.store import PixelStore, UndecodableError, open_store
+from vitreous.data.targets import Task, describe, infer_task
+from vitreous.errors import InputError
+from vitreous.model.config import ModelConfig
+from vitreous.rundir import RunDir, SplitRow
+from vitreous.training.journal import Journal
+from vitreous.training.recipe import TrainConfig, choose_model, choose_threads
+
+SHRINK_WORTH_A_WORD = 4.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run trains on. Pictures are numbers in the store; test pictures are in `split` alone."""
+
+    task: Task
+    spec: InputSpec
+    model: ModelConfig
+    store: PixelStore
+    targets: np.ndarray  # (n,) int64 or (n, K) float32; numbers standardised
+    training: np.ndarray
+    validation: np.ndarray
+    split: list[SplitRow]
+
+
+def prepare(data: str, config: TrainConfig, journal: Journal) -> Job:
+    """Opens and examines the data, splits it, chooses sizes and model, decodes every picture once.
+
+    Raises `InputError` for whatever would make the training wrong, with the files' names.
+    """
+    source = open_source(data, target=config.target, path_column=config.path_column, group=config.group)
+    if source.ignored:
+        journal.say(f"passed over {len(source.ignored):,} files that are no pictures: {_some(source.ignored)}")
+    source, found = _examined(source, config, journal)
+    task = infer_task(source.columns, config.task, source.names)
+    encoded = task.encode(source.columns, source.names)
+    journal.say(f"{len(source):,} pictures; {describe(task, encoded)}")
+    splits = assign_splits(
+        source.splits,
+        encoded if task.kind == "classification" else None,
+        source.groups,
+        found.digests,
+        config.seed,
+        config.validation,
+        task.names if task.kind == "classification" else (),
+    )
+    _tell_findings(dataclasses.replace(source, splits=splits), found, config, journal)
+    task = task.fitted(encoded[splits == "train"])
+
+    used = np.flatnonzero(splits != "test")
+    facts = _facts(found, used)
+    shapes = [(fact.height, fact.width) for fact in facts]
+    model = choose_model(config.model, shapes, parse_size(config.size)[0])
+    spec = infer_spec(
+        facts,
+        [source.names[i] for i in used],
+        size=config.size,
+        stride=model.stride,
+        channels=config.channels,
+        depth=config.depth,
+        max_pixels=config.max_pixels,
+    )
+    _tell_split(splits, journal)
+    _tell_sizes(shapes, spec, journal)
+    split = [SplitRow(*row) for row in zip(source.names, found.digests, splits.tolist(), strict=True)]
+    try:
+        job = _job(source, found, split, task, spec, model, config, journal)
+    except UndecodableError as fault:
+        if not config.skip_bad:
+            raise
+        journal.say(f"{fault}\n--skip-bad: they are left out")
+        keep = sorted(set(range(len(source))) - {int(used[i]) for i in fault.numbers})
+        return _prepare_rest(source, found, splits, keep, task, spec, model, config, journal)
+    return _with_statistics(job)
+
+
+def prepare_again(run: RunDir, journal: Journal) -> Job:
+    """The job of a run that is there, from its own config and split. Raises `InputError` where the data changed."""
+    values = run.config()
+    config = TrainConfig.from_json(values["train"])
+    source = open_source(values["data"], target=config.target, path_column=config.path_column, group=config.group)
+    split = run.read_split()
+    places = {name: i for i, name in enumerate(source.names)}
+    if missing := [row.path for row in split if row.path not in places]:
+        raise InputError.listing("the data changed since the run began; these pictures are gone:", missing)
+    source = source.only([places[row.path] for row in split])
+    found = _scan(source, config, journal)
+    if changed := [row.path for row, digest in zip(split, found.digests, strict=True) if row.digest != digest]:
+        raise InputError.listing("the data changed since the run began; these pictures are others now:", changed)
+    task, spec = Task.from_json(values["task"]), InputSpec.from_json(values["input"])
+    return _job(source, found, split, task, spec, ModelConfig.from_json(values["model"]), config, journal)
+
+
+def _prepare_rest(
+    source: Source,
+    found: Scan,
+    splits: np.ndarray,
+    keep: list[int],
+    task: Task,
+    spec: InputSpec,
+    model: ModelConfig,
+    config: TrainConfig,
+    journal: Journal,
+) -> Job:
+    source, found = source.only(keep), found.only(keep)
+    split = [SplitRow(*row) for row in zip(source.names, found.digests, splits[keep].tolist(), strict=True)]
+    return _with_statistics(_job(source, found, split, task, spec, model, config, journal))
+
+
+def _job(
+    source: Source,
+    found: Scan,
+    split: list[SplitRow],
+    task: Task,
+    spec: InputSpec,
+    model: ModelConfig,
+    config: TrainConfig,
+    journal: Journal,
+) -> Job:
+    splits = np.array([row.split for row in split])
+    used = np.flatnonzero(splits != "test")
+    part = source.only(used)
+    facts = _facts(found, used)
+    shapes = [(fact.height, fact.width) for fact in facts]
+    threads = choose_threads(config.threads)
+    digests = [found.digests[i] for i in used]
+    with journal.bar("decoding", len(part)) as progress:
+        store = open_store(part, spec, shapes, digests, config.cache, threads, journal.say, progress)
+    targets = task.encode(part.columns, part.names)
+    main_size = spec.sizes[int(np.bincount(store.which).argmax())]
+    model = dataclasses.replace(model, image_size=main_size, channels=spec.channels, outputs=task.outputs)
+    return Job(
+        task=task,
+        spec=spec,
+        model=model,
+        store=store,
+        targets=task.standardise(targets) if task.kind == "regression" else targets,
+        training=np.flatnonzero(splits[used] == "train"),
+        validation=np.flatnonzero(splits[used] == "validation"),
+        split=split,
+    )
+
+
+def _with_statistics(job: Job) -> Job:
+    mean, std = job.store.statistics(job.training)
+    job.store.spec = dataclasses.replace(job.spec, mean=mean, std=std)
+    return dataclasses.replace(job, spec=job.store.spec)
+
+
+def _examined(source: Source, config: TrainConfig, journal: Journal) -> tuple[Source, Scan]:
+    found = _scan(source, config, journal)
+    if not found.faults:
+        return source, found
+    faults = list(found.faults.values())
+    title = f"{len(faults):,} of {len(source):,} pictures cannot be read:"
+    if not config.skip_bad:
+        raise InputError.listing(title, faults, "mend or remove them, or leave them out with --skip-bad")
+    journal.say(str(InputError.listing(title, faults, "--skip-bad: they are left out")))
+    keep = sorted(set(range(len(source))) - set(found.faults))
+    return source.only(keep), found.only(keep)
+
+
+def _scan(source: Source, config: TrainConfig, journal: Journal) -> Scan:
+    with journal.bar("looking", len(source)) as progress:
+        return scan(source, choose_threads(config.threads), config.max_pixels, progress)
+
+
+def _facts(found: Scan, numbers: np.ndarray) -> list[Facts]:
+    return [fact for i in numbers if (fact := found.facts[i])]
+
+
+def _tell_findings(source: Source, found: Scan, config: TrainConfig, journal: Journal):
+    """What `check` would say of the headers and labels, where it is more than a note."""
+    for finding in fast_findings(source, found):
+        if finding.title.startswith("classes are unbalanced") and config.balance != "none":
+            continue
+        if finding.severity != "note" and not finding.title.startswith("channels or depths"):
+            journal.say(f"warning: {finding.title}: {_some(finding.details)}")
+
+
+def _tell_split(splits: np.ndarray, journal: Journal):
+    counts = Counter(splits.tolist())
+    parts = [
+        f"{counts[name]:,} {words}"
+        for name, words in (
+            ("train", "to train on"),
+            ("validation", "to validate with"),
+            ("test", "for a test, not touched"),
+        )
+        if counts[name]
+    ]
+    journal.say("; ".join(parts))
+
+
+def _tell_sizes(shapes: list[tuple[int, int]], spec: InputSpec, journal: Journal):
+    (height, width), _ = Counter(shapes).most_common(1)[0]
+    kinds = {1: "grey", 3: "RGB"}.get(spec.channels, f"{spec.channels} channels")
+    became = ", ".join(f"{h}×{w}" for h, w in spec.sizes)
+    journal.say(f"pictures of {height}×{width} (the commonest; height × width), {kinds}, {spec.depth} -> {became}")
+    factor = shrink(shapes, spec)
+    if factor > SHRINK_WORTH_A_WORD:
+        side = round(float(np.sqrt(np.median([h * w for h, w in shapes]))) / 2)
+        journal.say(
+            f"warning: pictures shrink {factor:.1f} times a side; small things may be lost. "
+            f"--size {side} keeps more, and takes longer"
+        )
+
+
+def _some(names, most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -1,0 +1,254 @@
+"""TrainConfig: what the user may choose. Plan: what is fixed, and written down, before the first step."""
+
+import dataclasses
+import difflib
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import torch
+
+from vitreous.data.augment import AugmentConfig
+from vitreous.data.decode import MAX_PIXELS
+from vitreous.errors import InputError
+from vitreous.model.config import ModelConfig
+from vitreous.model.presets import PRESETS, preset
+
+DEFAULT_MINUTES = 10.0  # where neither epochs nor minutes are given
+MOST_ROWS = 100  # rows of metrics.csv that a run aims at
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The options of `train`. What is None or "auto" is chosen from the data, and written to the plan."""
+
+    # A name that `vitreous models` lists. auto: a small ViT with a patch size that suits the pictures
+    model: str = "auto"
+    # 224: about the area of 224², in each picture's own shape. 160x384: exactly that height and width. auto: the
+    # pictures' own size up to 64, else 160
+    size: str = "auto"
+    # Passes over the training pictures
+    epochs: int | None = None
+    # Wall-clock budget; 10 where neither --epochs nor --minutes is given. The first steps are timed, then the plan is
+    # fixed
+    minutes: float | None = None
+    # Every random choice follows from it
+    seed: int = 0
+
+    # What is learned. auto: classes from folders and text; from numbers what they look like
+    task: Literal["auto", "classification", "multilabel", "regression"] = "auto"
+    # Target columns of a table; default: all that look like targets
+    target: tuple[str, ...] = ()
+    # Column of a table that holds the pictures' paths
+    path_column: str | None = None
+    # Column whose equal values (a patient, an object, a video) never stand on both sides of the split
+    group: str | None = None
+    # Share of the training pictures held out, where the data brings no validation split
+    validation: float = 0.15
+    # Leave out pictures that cannot be read, by name, rather than stop
+    skip_bad: bool = False
+    # Convert all pictures to so many channels (1: grey), even where something is lost
+    channels: int | None = None
+    # Convert all pictures to this depth, even where something is lost
+    depth: Literal["uint8", "uint16"] | None = None
+    # Larger pictures are refused before they are decoded
+    max_pixels: int = MAX_PIXELS
+    # Where pixels are kept once they are decoded: auto (the user's cache folder), off, or a folder
+    cache: str = "auto"
+
+    # Start from the weights of this run directory; what does not fit (another head) starts anew
+    init: str | None = None
+    # Pictures in an update
+    batch: int | None = None
+    # Pieces that an update is computed in, to save memory
+    accumulate: int = 1
+    # Largest learning rate of AdamW
+    lr: float | None = None
+    # Weight decay of AdamW, on matrices alone
+    weight_decay: float = 0.05
+    # Share of the steps in which the learning rate rises; then it falls along a cosine
+    warmup: float = 0.1
+    # Label smoothing, for classes
+    smoothing: float = 0.1
+    # Largest norm of the gradient; beyond it is scaled down
+    clip: float = 1.0
+    # Decay a step of the weights' moving average, which is what is saved. auto: it spans 2 % of the run
+    ema: float | None = None
+    # For unbalanced classes: weigh the loss, or draw rare classes more often
+    balance: Literal["none", "weights", "sampling"] = "none"
+    # How pictures are varied: auto, none, light, medium or strong; the options below change single parts of it
+    augment: str = "auto"
+    augmentation: AugmentConfig = field(default_factory=AugmentConfig)
+
+    # auto: bf16 where the hardware has it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # auto: a GPU where there is one
+    device: str = "auto"
+    # CPU threads; default: all cores
+    threads: int | None = None
+    # Threads that make batches ahead, 0: none; the result is the same
+    workers: int | None = None
+    # Steps between checkpoints; default: with every row of metrics
+    save_every: int | None = None
+
+    def __post_init__(self):
+        faults = [
+            f"{name} is {getattr(self, name)}: expected {expected}"
+            for name, holds, expected in (
+                ("epochs", self.epochs is None or self.epochs >= 1, "1 or more"),
+                ("minutes", self.minutes is None or self.minutes > 0, "more than 0"),
+                ("validation", 0 < self.validation < 1, "a share between 0 and 1"),
+                ("batch", self.batch is None or self.batch >= 1, "1 or more"),
+                ("accumulate", self.accumulate >= 1, "1 or more"),
+                ("lr", self.lr is None or self.lr > 0, "more than 0"),
+                ("weight_decay", self.weight_decay >= 0, "0 or more"),
+                ("warmup", 0 <= self.warmup < 1, "a share from 0 to below 1"),
+                ("smoothing", 0 <= self.smoothing < 1, "0 to below 1"),
+                ("clip", self.clip > 0, "more than 0"),
+                ("ema", self.ema is None or 0 <= self.ema < 1, "0 to below 1"),
+                ("threads", self.threads is None or self.threads >= 1, "1 or more"),
+                ("workers", self.workers is None or self.workers >= 0, "0 or more"),
+                ("save_every", self.save_every is None or self.save_every >= 1, "1 or more"),
+                ("channels", self.channels is None or self.channels >= 1, "1 or more"),
+            )
+            if not holds
+        ]
+        if self.epochs is not None and self.minutes is not None:
+            faults.append("epochs and minutes: expected one of the two")
+        if faults:
+            raise InputError.listing("these options do not fit:", faults)
+
+    @classmethod
+    def of(cls, **options: Any) -> Self:
+        """A config from options by name; those of `AugmentConfig` may stand beside the others."""
+        own = {f.name for f in dataclasses.fields(cls)}
+        parts = {f.name for f in dataclasses.fields(AugmentConfig)}
+        if unknown := sorted(set(options) - own - parts):
+            near = difflib.get_close_matches(unknown[0], own | parts, n=2)
+            raise InputError(
+                f"train has no option {unknown[0]!r}" + (f": did you mean {' or '.join(near)}?" if near else "")
+            )
+        single = {name: options.pop(name) for name in sorted(set(options) & parts)}
+        if single:
+            base = options.get("augmentation", AugmentConfig())
+            options["augmentation"] = dataclasses.replace(base, **single)
+        if isinstance(options.get("target"), str):
+            options["target"] = (options["target"],)
+        if "size" in options:
+            options["size"] = size_text(options["size"])
+        return cls(**options)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for a JSON file."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The config that `to_json` wrote."""
+        augmentation = AugmentConfig(**values["augmentation"])
+        return cls(**{**values, "target": tuple(values["target"]), "augmentation": augmentation})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, fixed before its first step: with the same plan, machine and library versions it gives the same bits."""
+
+    steps: int
+    epochs: float
+    batch: int
+    accumulate: int
+    lr: float
+    warmup_steps: int
+    weight_decay: float
+    clip: float
+    smoothing: float
+    ema: float
+    balance: str
+    augmentation: AugmentConfig
+    precision: str
+    device: str
+    threads: int
+    workers: int
+    seed: int
+    row_every: int  # epochs between rows of metrics, each with a validation
+    save_every: int  # steps between checkpoints; 0: with every row
+    seconds: float | None  # estimate of the training time, where the first steps were timed
+    torch: str
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: a line up, then half a cosine down (SGDR, 1608.03983, without restarts)."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, for plan.json."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """The plan that `to_json` wrote."""
+        return cls(**{**values, "augmentation": AugmentConfig(**values["augmentation"])})
+
+
+def choose_model(name: str, shapes: list[tuple[int, int]], fixed: tuple[int, int] | None) -> ModelConfig:
+    """The named preset, or for "auto" the small ViT whose patches suit the pictures: 16 to 100 tokens.
+
+    A size that is fixed must divide by the patch; the largest one that does is taken.
+    """
+    if name != "auto":
+        return preset(name)
+    height, width = fixed or sorted(shapes, key=lambda s: s[0] * s[1])[len(shapes) // 2]
+    side = math.sqrt(height * width)
+    patch = next((patch for largest, patch in ((6, 1), (12, 2), (40, 4), (64, 8)) if side <= largest), 16)
+    while fixed and patch > 1 and (height % patch or width % patch):
+        patch //= 2
+    return PRESETS[f"vit_xs_{max(1, patch)}"]
+
+
+def choose_batch(pictures: int) -> int:
+    """Pictures in an update: about a sixtieth of the data, from 16 to 128, a power of two."""
+    return int(min(128, max(16, 2 ** round(math.log2(max(pictures, 1) / 60)))))
+
+
+def choose_rate(width: int, batch: int) -> float:
+    """AdamW's largest learning rate: 1e-3 at width 192 and 64 pictures, less for wider models and smaller batches."""
+    return 1e-3 * math.sqrt(192 / width) * math.sqrt(min(batch, 128) / 64)
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that was asked for, or a GPU where there is one. Raises `InputError` for one that is not there."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+        return torch.device(device)
+    except (RuntimeError, AssertionError) as fault:
+        raise InputError(
+            f"--device {device}: not to be had here ({str(fault).splitlines()[0]}); expected cpu, cuda, mps or auto"
+        ) from None
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """bf16 where the hardware computes in it, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+def choose_threads(threads: int | None) -> int:
+    """The threads that were asked for, or one a core that this process may use."""
+    if threads:
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def size_text(size: str | int | tuple[int, int]) -> str:
+    """A size as the command line writes it: 224 -> "224", (160, 384) -> "160x384"."""
+    return "x".join(map(str, size)) if isinstance(size, tuple | list) else str(size)

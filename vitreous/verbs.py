@@ -1,0 +1,277 @@
+"""The verbs of the command line. Each puts the layers below together, and says what came of it."""
+
+import json as jsonlib
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+
+from vitreous.data.decode import MAX_PIXELS
+from vitreous.errors import InputError
+from vitreous.training.journal import Journal
+from vitreous.training.recipe import TrainConfig
+
+DATA = "A folder of class folders, a table (.csv, .tsv, .parquet), arrays (.npz), a .tar of class folders, or digits."
+Json = Annotated[bool, arg(help="Print JSON for machines; what is meant for people goes to standard error.")]
+Data = Annotated[Positional[str], arg(help=DATA, metavar="DATA")]
+Run = Annotated[Positional[Path], arg(help="A run directory that train made.", metavar="RUN")]
+
+
+def run(name: str, words: list[str]) -> int:
+    """Parses the words of a verb and runs it; returns the exit code."""
+    function = {"eval": evaluate}.get(name) or globals()[name]
+    return tyro.cli(function, args=words, prog=f"vitreous {name}", config=(OmitArgPrefixes, FlagCreatePairsOff))
+
+
+def check(
+    data: Data,
+    /,
+    *,
+    target: tuple[str, ...] = (),
+    path_column: str | None = None,
+    group: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    json: Json = False,
+) -> int:
+    """Lists, file by file, what cannot be read, copies and near copies, imbalance, sizes, and kinds that differ.
+
+    Exits with 1 where training would be wrong.
+
+    Args:
+        target: Target columns of a table; default: all that look like targets.
+        path_column: Column of a table that holds the pictures' paths.
+        group: Column whose equal values never stand on both sides of a split.
+        max_pixels: Larger pictures are refused before they are decoded.
+    """
+    from vitreous.data.doctor import check_data
+
+    journal = Journal(stderr=json)
+    with journal.bar("checking", 1) as progress:
+        found = check_data(
+            data, target=target, path_column=path_column, group=group, max_pixels=max_pixels, progress=progress
+        )
+    if json:
+        _print_json({"ok": found.ok, **asdict(found)})
+        return 0 if found.ok else 1
+    for finding in found.findings:
+        journal.say(f"{finding.severity}: {finding.title}")
+        for line in finding.details:
+            journal.say(f"  {line}")
+    verdict = "nothing that would make a training wrong" if found.ok else "mend the errors before you train"
+    journal.say(f"{found.pictures:,} pictures: {verdict}")
+    return 0 if found.ok else 1
+
+
+def train(
+    data: Annotated[Positional[str | None], arg(help=DATA, metavar="DATA")] = None,
+    /,
+    *,
+    out: Path | None = None,
+    resume: Path | None = None,
+    config: TrainConfig = TrainConfig(),  # noqa: B008
+    json: Json = False,
+) -> int:
+    """Trains a Vision Transformer from scratch, on DATA, or goes on with a run: --resume RUN.
+
+    Args:
+        out: The run directory to make; default: runs/<data>-<model>-<time>.
+        resume: A run that was interrupted; it goes on to the same bits. Takes no other option.
+    """
+    from vitreous.training.session import resume_run, start_run
+
+    journal = Journal(stderr=json)
+    if resume is not None:
+        if data is not None or out is not None or config != TrainConfig():
+            raise InputError("a run is resumed with the options it began with: expected --resume RUN and nothing else")
+        path = resume_run(resume, journal)
+    elif data is None:
+        raise InputError("expected DATA to train on, or --resume RUN; see vitreous train --help")
+    else:
+        path = start_run(data, config, out, journal)
+    if json:
+        summary = jsonlib.loads((path / "validation.json").read_text("utf-8"))["summary"]
+        _print_json({"run": str(path), "validation": summary})
+    return 0
+
+
+def evaluate(
+    run: Run,
+    data: Data,
+    /,
+    *,
+    split: str = "auto",
+    figure: Path | None = None,
+    skip_bad: bool = False,
+    device: str = "auto",
+    json: Json = False,
+) -> int:
+    """Measures a trained model on data with the same targets.
+
+    Pictures that the run was trained on are told by their content and not scored.
+
+    Args:
+        split: Which pictures of the run's data to score: auto (those held out), train, validation, test or all.
+        figure: Write the confusion matrix, or predicted against true, to this PNG.
+        skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
+        device: auto is a GPU where there is one.
+    """
+    from vitreous.calibration import headline
+    from vitreous.infer.predictor import evaluate, load
+
+    journal = Journal(stderr=json)
+    predictor = load(run, device)
+    with journal.bar("evaluating", 1) as progress:
+        result = evaluate(predictor, data, split=split, skip_bad=skip_bad, say=journal.say, progress=progress)
+    if figure is not None:
+        from vitreous.training import figures
+
+        figures.result(
+            predictor.task, result.answers, result.targets, result.summary, predictor.calibration.halfwidth, figure
+        )
+    if json:
+        _print_json(result.summary)
+        return 0
+    journal.say(headline(predictor.task, result.summary))
+    for line in _details(result.summary):
+        journal.say(line)
+    return 0
+
+
+def predict(
+    run: Run,
+    pictures: Annotated[Positional[tuple[str, ...]], arg(help="Files, and folders of them.", metavar="PICTURES…")],
+    /,
+    *,
+    out: Path | None = None,
+    top: int = 1,
+    device: str = "auto",
+    json: Json = False,
+) -> int:
+    """Asks a trained model about pictures: classes with calibrated probabilities, or numbers with 90 % intervals.
+
+    A picture is "unsure" where the set of classes that holds the truth 90 times of 100 has more than one. Pictures
+    that cannot be used get a row with the error, and the exit code is 2.
+
+    Args:
+        out: Write a table: .csv, .parquet or .jsonl.
+        top: How many of the most probable classes to show.
+        device: auto is a GPU where there is one.
+    """
+    from vitreous.data.sources import open_pictures
+    from vitreous.infer.predictor import load
+    from vitreous.infer.tables import as_row, check_name, write_rows
+
+    if top < 1:
+        raise InputError(f"--top {top}: expected 1 or more")
+    if out is not None:
+        check_name(out)
+    if not pictures:
+        raise InputError("expected pictures, or folders of them")
+    journal = Journal(stderr=json)
+    predictor = load(run, device)
+    source = open_pictures(pictures)
+    faults = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        with journal.bar("predicting", len(source)) as progress:
+            for done, prediction in enumerate(predictor.stream(source), 1):
+                if prediction.error:
+                    faults.append(prediction.error)
+                row = as_row(predictor.task, prediction, top)
+                if json:
+                    print(jsonlib.dumps(row, ensure_ascii=False))
+                elif out is None and not prediction.error:
+                    journal.say(_line(prediction, top))
+                progress(done)
+                yield row
+        if len(faults) == len(source):
+            raise InputError.listing("no picture could be used:", faults)
+
+    if out is not None:
+        write_rows(rows(), out)
+        journal.say(f"{len(source):,} rows in {out}")
+    else:
+        for _ in rows():
+            pass
+    if faults:
+        raise InputError.listing(f"{len(faults):,} of {len(source):,} pictures could not be used:", faults)
+    return 0
+
+
+def models(*, size: str = "224", channels: int = 3, outputs: int = 1000, json: Json = False) -> int:
+    """Lists the models with parameters, multiply-accumulates a picture, and tokens.
+
+    Args:
+        size: Of the pictures: 224 or 160x384 (height x width); small models that do not suit it show their own size.
+        channels: Of the pictures.
+        outputs: Classes, labels or numbers.
+    """
+    from rich.table import Table
+
+    from vitreous.model.vit import describe_presets
+
+    rows = describe_presets(size, channels, outputs)
+    if json:
+        _print_json(rows)
+        return 0
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("model", "parameters", "GMACs", "picture", "tokens"):
+        table.add_column(title, justify="left" if title == "model" else "right")
+    for row in rows:
+        (height, width), (gh, gw) = row["size"], row["grid"]
+        table.add_row(
+            row["model"],
+            f"{row['parameters'] / 1e6:.1f}M",
+            f"{row['macs'] / 1e9:.3g}",
+            f"{height}×{width}",
+            f"{gh}×{gw} = {gh * gw:,}",
+        )
+    Journal().console.print(table)
+    return 0
+
+
+def _details(summary: dict[str, Any]) -> list[str]:
+    """A line a class or label, and what is most often mistaken for what."""
+    each = summary.get("classes") or summary.get("labels")
+    if not each:
+        return []
+    width = max(map(len, [*each, "class"]))
+    lines = [f"{'':<{width}}  precision  recall     F1  pictures"]
+    lines += [
+        f"{name:<{width}}  {v['precision']:9.3f}  {v['recall']:6.3f}  {v['f1']:5.3f}  {v['support']:8,}"
+        for name, v in each.items()
+    ]
+    names = list(each)
+    mistakes = [
+        (n, names[i], names[j])
+        for i, row in enumerate(summary.get("confusion", ()))
+        for j, n in enumerate(row)
+        if i != j and n
+    ]
+    for n, true, said in sorted(mistakes, reverse=True)[:3]:
+        lines.append(f"{n:,} × {true} taken for {said}")
+    return lines
+
+
+def _line(prediction: Any, top: int) -> str:
+    if prediction.kind == "classification":
+        best = ", ".join(f"{name} {p:.1%}" for name, p in list(prediction.probabilities.items())[:top])
+        doubt = f"   unsure: {' or '.join(prediction.plausible[:5])}{' or …' if len(prediction.plausible) > 5 else ''}"
+        return f"{prediction.picture}   {best}{doubt if prediction.unsure else ''}"
+    if prediction.kind == "multilabel":
+        found = ", ".join(f"{name} {prediction.probabilities[name]:.1%}" for name in prediction.labels)
+        return f"{prediction.picture}   {found or 'no label'}"
+    parts = []
+    for name, value in prediction.values.items():
+        (low, high), unit = prediction.intervals[name], prediction.units[name]
+        parts.append(f"{name} {value:.4g} ({low:.4g} to {high:.4g}){' ' + unit if unit and unit not in name else ''}")
+    return f"{prediction.picture}   {', '.join(parts)}"
+
+
+def _print_json(values: Any):
+    print(jsonlib.dumps(values, ensure_ascii=False))
+    sys.stdout.flush()
