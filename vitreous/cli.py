@@ -66,6 +66,8 @@ def help_text() -> str:
 
 
 def _run(name: str, words: list[str]) -> int:
+    # Threads that wait actively slow a busy machine down ten times; must be said before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from vitreous import verbs
 
     try:

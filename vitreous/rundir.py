@@ -116,15 +116,16 @@ class RunDir:
     def write_split(self, rows: Sequence[SplitRow]) -> None:
         """Writes split.csv."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        odd = any("\r" in row.path for row in rows)  # which would end a row
+        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
         writer.writerow(("path", "digest", "split"))
         writer.writerows((row.path, row.digest, row.split) for row in rows)
-        write_atomically(self.path / "split.csv", text.getvalue().encode())
+        write_atomically(self.path / "split.csv", text.getvalue().encode(errors="surrogateescape"))
 
     def read_split(self) -> list[SplitRow]:
         """Reads split.csv. Raises `InputError` where it is missing."""
         try:
-            with open(self.path / "split.csv", encoding="utf-8", newline="") as file:
+            with open(self.path / "split.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 return [SplitRow(row["path"], row["digest"], row["split"]) for row in csv.DictReader(file)]
         except (OSError, KeyError) as fault:
             raise InputError(f"{self.path / 'split.csv'} cannot be read ({fault})") from None
@@ -181,17 +182,18 @@ def write_atomically(target: Path, content: bytes) -> None:
 
 
 def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary file, brings it to the disk and renames it to `target`; on a fault nothing stays."""
+    """Lets `write` fill a temporary file, brings it to the disk, renames it to `target`; on a fault nothing stays."""
     temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
     try:
-        try:
-            write(temporary)
-        except SafetensorError as fault:  # how safetensors reports a full disk
-            raise OSError(f"{target} cannot be written: {fault}") from None
+        write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
         _fsync_folder(target.parent)
+    except BrokenPipeError:  # of the standard output, where `write` also prints
+        raise
+    except (SafetensorError, OSError) as fault:  # a full disk; few of these name the file
+        raise OSError(f"{target} cannot be written: {getattr(fault, 'strerror', None) or fault}") from fault
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

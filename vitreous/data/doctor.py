@@ -39,7 +39,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong ("error"), doubtful ("warning") or worth knowing ("note"), and the pictures it is about."""
+    """One thing that is wrong ("error"), doubtful ("warning") or worth knowing ("note"), and the pictures it is of."""
 
     severity: str
     title: str
@@ -96,7 +96,8 @@ def fast_findings(source: Source, found: Scan) -> list[Finding]:
         findings.append(Finding("error", "cannot be read", list(found.faults.values())))
     findings += _copies(source, found.digests)
     kinds = Counter((f.channels, f.depth) for f in found.facts if f)
-    if len(kinds) > 1 and set(kinds) != {(1, "uint8"), (3, "uint8")}:
+    grey_among_rgb = {channels for channels, _ in kinds} == {1, 3} and len(kinds) == 2
+    if len(kinds) > 1 and not (grey_among_rgb and len({depth for _, depth in kinds}) == 1):
         findings.append(Finding("error", "channels or depths differ", _odd_ones(source, found, kinds)))
     findings += _labels(source)
     return findings

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -50,12 +51,12 @@ class PixelStore:
     def statistics(self, numbers: np.ndarray, most: int = 4096) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation a channel over (at most `most` of) these pictures, in units of the depth's range."""
         count, total, squares = 0, 0.0, 0.0
-        for i in numbers[:: max(1, len(numbers) // most)]:
+        for i in numbers[:: -(-len(numbers) // most) or 1]:
             pixels = self.gather(np.array([i]))[0].flatten(0, 1).double() / self.spec.scale
             count, total, squares = count + len(pixels), total + pixels.sum(0), squares + (pixels**2).sum(0)
         mean = torch.as_tensor(total) / count
         std = (torch.as_tensor(squares) / count - mean**2).clamp(min=0).sqrt()
-        std[std < 1e-6] = 1.0  # a channel that never changes stays 0
+        std[std <= 1e-6 * mean.abs()] = 1.0  # a channel that never changes stays 0
         return tuple(mean.tolist()), tuple(std.tolist())
 
 
@@ -87,7 +88,13 @@ def open_store(
     if folder is None:
         _decode_all(source, spec, threads, progress, lambda i, number, pixels: None)
         return PixelStore(source, spec, shapes, None)
-    _fill(folder, source, spec, shapes, counts, threads, progress)
+    try:
+        _fill(folder, source, spec, shapes, counts, threads, progress)
+    except OSError as fault:
+        raise InputError(
+            f"{folder.parent}: the pixels cannot be cached there ({fault.strerror or fault}); "
+            "make room, or choose --cache FOLDER or --cache off"
+        ) from fault
     say(f"pixels cached once: {_bytes(needed)} in {folder} (delete it at any time)")
     return PixelStore(source, spec, shapes, _open_arrays(folder, spec, shapes))
 
@@ -184,13 +191,16 @@ def _decode_all(
 
 
 def _open_arrays(folder: Path, spec: InputSpec, shapes: Sequence[Size]) -> list[np.ndarray] | None:
-    if not (folder / "cache.json").exists():
+    if not folder.is_dir():
+        return None
+    if not (folder / "cache.json").exists():  # half deleted: a cache appears with all its files at once
+        shutil.rmtree(folder, ignore_errors=True)
         return None
     arrays = []
     for number, (count, size) in enumerate(zip(_counts(spec, shapes), spec.sizes, strict=True)):
         shape = (count, *size, spec.channels)
         path = folder / f"{number}.raw"
-        if path.stat().st_size != int(np.prod(shape)) * np.dtype(spec.depth).itemsize:
+        if not path.exists() or path.stat().st_size != math.prod(shape) * np.dtype(spec.depth).itemsize:
             shutil.rmtree(folder, ignore_errors=True)
             return None
         arrays.append(np.memmap(path, spec.depth, "r", shape=shape) if count else np.empty(shape, spec.depth))

@@ -90,7 +90,7 @@ class Predictor:
                 yield self._prediction(source.names[number], answer, faults.get(number, ""))
 
     def answers(self, source: Source) -> Iterator[tuple[list[int], np.ndarray, dict[int, str]]]:
-        """Window by window: numbers of pictures, their answers (n, outputs), NaN where a picture has a fault, faults."""
+        """Window by window: numbers of pictures, answers (n, outputs), NaN where there is a fault, and the faults."""
 
         def read(number: int) -> tuple[int, np.ndarray] | str:
             try:

@@ -70,10 +70,12 @@ class ModelConfig:
             for kernel in self.kernels:
                 gh, gw = split_length(gh, kernel), split_length(gw, kernel)
             if min(gh, gw) < 1:
-                sh, sw = self.stride
+                least = 1
+                for kernel in reversed(self.kernels):
+                    least = max(1, (least - 1) * split_stride(kernel) + kernel - 2 * split_padding(kernel))
                 raise InputError(
                     f"a picture of {height}×{width} is too small for soft splits with kernels "
-                    f"{self.kernels}: expected at least {sh}×{sw}"
+                    f"{self.kernels}: expected at least {least}×{least}"
                 )
             return gh, gw
         ph, pw = self.patch_size
@@ -98,11 +100,16 @@ class ModelConfig:
         return cls(**fields)
 
     def _check(self):
-        faults = []
+        faults: list[str] = []
+        wrong: set[str] = set()  # fields that no further check can use
 
-        def expect(holds: bool, fault: str):
+        def expect(holds: bool, fault: str, *fields: str):
             if not holds:
                 faults.append(fault)
+                wrong.update(fields)
+
+        def sound(*fields: str) -> bool:
+            return wrong.isdisjoint(fields)
 
         for name, choices in (
             ("tokenizer", TOKENIZERS),
@@ -111,35 +118,44 @@ class ModelConfig:
             ("token_scale", TOKEN_SCALES),
         ):
             value = getattr(self, name)
-            expect(value in choices, f"{name} is {value!r}: expected one of {', '.join(choices)}")
+            expect(value in choices, f"{name} is {value!r}: expected one of {', '.join(choices)}", name)
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             pair = isinstance(value, tuple) and len(value) == 2 and all(isinstance(v, int) and v > 0 for v in value)
-            expect(pair, f"{name} is {value!r}: expected (height, width), two whole numbers above 0")
+            expect(pair, f"{name} is {value!r}: expected (height, width), two whole numbers above 0", name)
         for name in ("channels", "outputs", "token_width", "token_heads", "width", "depth", "heads"):
             value = getattr(self, name)
-            expect(isinstance(value, int) and value > 0, f"{name} is {value!r}: expected a whole number above 0")
-        if faults:
-            raise InputError.listing("this model cannot be built:", faults)
-        expect(self.width % self.heads == 0, f"width {self.width} does not divide by {self.heads} heads")
+            expect(isinstance(value, int) and value > 0, f"{name} is {value!r}: expected a whole number above 0", name)
         expect(
-            self.token_width % self.token_heads == 0,
-            f"token_width {self.token_width} does not divide by {self.token_heads} token_heads",
+            isinstance(self.kernels, tuple)
+            and self.kernels != ()
+            and all(isinstance(k, int) and k > 0 for k in self.kernels),
+            f"kernels is {self.kernels!r}: expected whole numbers above 0, one a soft split",
+            "kernels",
         )
+        if sound("width", "heads"):
+            expect(self.width % self.heads == 0, f"width {self.width} does not divide by {self.heads} heads")
+        if sound("token_width", "token_heads"):
+            expect(
+                self.token_width % self.token_heads == 0,
+                f"token_width {self.token_width} does not divide by {self.token_heads} token_heads",
+            )
         expect(self.position_temperature > 1, "position_temperature: expected a number above 1")
-        if self.position in ("sincos2d", "sinusoid"):
+        if sound("width") and self.position in ("sincos2d", "sinusoid"):
             parts = 4 if self.position == "sincos2d" else 2
             expect(self.width % parts == 0, f"width {self.width} does not divide by {parts}, as {self.position} needs")
-        expect(
-            bool(self.kernels) and all(isinstance(k, int) and k > 0 for k in self.kernels),
-            f"kernels is {self.kernels!r}: expected whole numbers above 0, one a soft split",
-        )
-        expect(not self.class_position or self.class_token, "class_position without a class token: expected pool class")
+        if sound("pool"):
+            no_token = self.class_position and not self.class_token
+            expect(not no_token, "class_position without a class token: expected pool class")
         expect(self.head_hidden >= 0, f"head_hidden is {self.head_hidden}: expected 0 or more")
         expect(self.mlp_ratio > 0 and self.token_mlp_ratio > 0, "mlp_ratio: expected a number above 0")
+        if sound("tokenizer", "image_size", "patch_size", "kernels"):
+            try:
+                self.grid(*self.image_size)
+            except InputError as fault:
+                faults.append(str(fault))
         if faults:
             raise InputError.listing("this model cannot be built:", faults)
-        self.grid(*self.image_size)
 
 
 def split_stride(kernel: int) -> int:

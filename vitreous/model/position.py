@@ -25,7 +25,7 @@ def sincos2d(grid: Grid, width: int, base: Grid, temperature: float) -> Tensor:
     """(gh·gw, width) table: half of the columns encode the row, half the column, as sines then cosines.
 
     Rates fall from 1 to 1/temperature a token: with the 10,000 that is made for sentences most columns would hardly
-    change over a grid. Coordinates are measured on the `base` grid: the tokens of another lie between those of the base.
+    change over a grid. Coordinates are measured on the `base` grid: tokens of another lie between those of the base.
     """
 
     def encode(tokens: int, tokens_of_base: int) -> Tensor:
@@ -49,18 +49,23 @@ def resample(table: Tensor, base: Grid, grid: Grid, prefix: int = 0) -> Tensor:
     return torch.cat((first, image[0].flatten(1).T.to(table.dtype)))
 
 
-@functools.lru_cache(maxsize=64)
 def fixed_table(config: ModelConfig, grid: Grid) -> Tensor:
     """(prefix + gh·gw, D) of the "sincos2d" or "sinusoid" embedding of a config on a grid."""
     tokens, prefix = grid[0] * grid[1], int(config.class_token)
-    with torch.inference_mode(False):  # a table made while predicting may be used while training
-        if config.position == "sinusoid" and config.class_position:
-            return sinusoid(prefix + tokens, config.width)
-        if config.position == "sinusoid":
-            table = sinusoid(tokens, config.width)
-        else:
-            table = sincos2d(grid, config.width, config.grid(*config.image_size), config.position_temperature)
-        return F.pad(table, (0, 0, prefix, 0))
+    if config.position == "sinusoid" and config.class_position:
+        return sinusoid(prefix + tokens, config.width)
+    if config.position == "sinusoid":
+        table = sinusoid(tokens, config.width)
+    else:
+        table = sincos2d(grid, config.width, config.grid(*config.image_size), config.position_temperature)
+    return F.pad(table, (0, 0, prefix, 0))
+
+
+@functools.lru_cache(maxsize=64)
+def kept_table(config: ModelConfig, grid: Grid) -> Tensor:
+    """`fixed_table`, worked out once: on the CPU and outside inference mode, whoever asks first."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        return fixed_table(config, grid)
 
 
 class PositionEmbedding(nn.Module):
@@ -84,6 +89,7 @@ class PositionEmbedding(nn.Module):
         if config.position == "none":
             return tokens
         if config.position != "learned":
-            return tokens + fixed_table(config, grid).to(tokens)
+            tracing = torch.compiler.is_compiling()  # then tensors are stand-ins, which must not be kept
+            return tokens + (fixed_table if tracing else kept_table)(config, grid).to(tokens)
         own = int(config.class_position)
         return tokens + F.pad(resample(self.table, self.base, grid, own), (0, 0, int(config.class_token) - own, 0))

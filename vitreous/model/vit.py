@@ -51,7 +51,8 @@ class VisionTransformer(nn.Module):
             )
         tokens, grid = self.tokenizer(pixels)
         if self.class_token is not None:
-            tokens = torch.cat((self.class_token.expand(len(tokens), -1, -1).to(tokens), tokens), 1)  # (B, 1 + N, D)
+            first = self.class_token.expand(tokens.shape[0], -1, -1).to(tokens)
+            tokens = torch.cat((first, tokens), 1)  # (B, 1 + N, D)
         tokens = self.position(tokens, grid)
         for block in self.blocks:
             tokens = block(tokens)
@@ -75,7 +76,7 @@ def build(config: ModelConfig, seed: int = 0) -> VisionTransformer:
     patch of few pixels would drown in its position, and small pictures would hardly be learned.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the GPUs' too
         model = VisionTransformer(config)
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):

@@ -17,7 +17,7 @@ def adapt(model: VisionTransformer, tensors: dict[str, Tensor], config: ModelCon
     """
     own = model.state_dict()
     table = "position.table"
-    if table in own and table in tensors and own[table].shape != tensors[table].shape:
+    if table in own and table in tensors:
         prefix = int(config.class_token and config.class_position)
         base, grid = config.grid(*config.image_size), model.position.base
         tensors = {**tensors, table: resample(tensors[table], base, grid, prefix)}

@@ -83,8 +83,12 @@ def read_rows(folder: Path, until_step: int) -> list[dict[str, float]]:
     if not path.exists():
         return []
     with open(path, encoding="utf-8", newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
     return [row for row in rows if row["step"] <= until_step]
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdigit() else float(text)
 
 
 def row_line(row: dict[str, float], headline: str) -> str:

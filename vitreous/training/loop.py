@@ -17,7 +17,6 @@ from vitreous.errors import InputError
 from vitreous.rundir import Checkpoint, RunDir
 from vitreous.training.journal import Journal, read_rows, row_line
 from vitreous.training.optim import (
-    Criterion,
     make_average,
     make_criterion,
     make_optimizer,
@@ -46,10 +45,12 @@ class Progress:
 
 
 class Learner:
-    """What a step changes: the model, its moving average, the optimizer, and the progress."""
+    """What a step changes: the model, its moving average, the optimizer, and the progress; and how."""
 
-    def __init__(self, model: nn.Module, plan: Plan):
-        self.model = model
+    def __init__(self, model: nn.Module, job: Job, plan: Plan):
+        self.plan, self.device = plan, torch.device(plan.device)
+        self.criterion = make_criterion(job.task, plan.smoothing, class_weights(job, plan))
+        self.model = model.to(self.device)
         self.average: AveragedModel = make_average(model, plan.ema)
         self.optimizer = make_optimizer(model, plan.lr, plan.weight_decay)
         self.progress = Progress()
@@ -71,10 +72,8 @@ def fit(job: Job, plan: Plan, model: nn.Module, run: RunDir, journal: Journal) -
     Returns the moving average of the weights. An update that is not finite is not made; after five in a row training
     goes back to the last checkpoint at half the learning rate. Raises `InputError` where that does not help.
     """
-    learner = Learner(model, plan)
+    learner = Learner(model, job, plan)
     batches, order = training_batches(job, plan)
-    criterion = make_criterion(job.task, plan.smoothing, class_weights(job, plan))
-    device = torch.device(plan.device)
     rows = row_steps(order, plan)
     headline = HEADLINES[job.task.kind]
     if checkpoint := run.newest(journal.say):
@@ -87,7 +86,7 @@ def fit(job: Job, plan: Plan, model: nn.Module, run: RunDir, journal: Journal) -
     while (at := learner.progress).step < plan.steps:
         with journal.bar("training", plan.steps, at.step) as bar:
             for batch in batches.steps(at.step, plan.steps, plan.workers):
-                loss, finite = update(learner, batch, criterion, plan, device)
+                loss, finite = update(learner, batch)
                 at.step += 1
                 at.refused = 0 if finite else at.refused + 1
                 if not finite:
@@ -99,7 +98,7 @@ def fit(job: Job, plan: Plan, model: nn.Module, run: RunDir, journal: Journal) -
                     at.loss_sum, at.loss_count = at.loss_sum + loss, at.loss_count + 1
                 at.seconds = time.perf_counter() - started
                 if at.step in rows:
-                    row = measure(learner, job, plan, criterion, device, order)
+                    row = measure(learner, job, order)
                     journal.row(row)
                     journal.say(row_line(row, headline))
                     at.loss_sum, at.loss_count = 0.0, 0
@@ -110,10 +109,9 @@ def fit(job: Job, plan: Plan, model: nn.Module, run: RunDir, journal: Journal) -
     return learner.average.module
 
 
-def update(
-    learner: Learner, batch: Batch, criterion: Criterion, plan: Plan, device: torch.device
-) -> tuple[float, bool]:
+def update(learner: Learner, batch: Batch) -> tuple[float, bool]:
     """One update: the loss, and whether it and the gradient were finite. If not, nothing has changed."""
+    plan, device = learner.plan, learner.device
     rate = plan.rate(learner.progress.step) * learner.progress.rate_scale
     for group in learner.optimizer.param_groups:
         group["lr"] = rate
@@ -122,7 +120,7 @@ def update(
     for pixels, targets in pieces:
         with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
             outputs = learner.model(pixels.to(device, non_blocking=True))
-        loss = criterion(outputs, targets.to(device, non_blocking=True)) * (len(pixels) / len(batch.pixels))
+        loss = learner.criterion(outputs, targets.to(device, non_blocking=True)) * (len(pixels) / len(batch.pixels))
         loss.backward()
         total += loss.detach()
     norm = nn.utils.clip_grad_norm_(learner.model.parameters(), plan.clip, foreach=True)
@@ -151,12 +149,11 @@ def retreat(learner: Learner, run: RunDir, journal: Journal) -> None:
     )
 
 
-def measure(
-    learner: Learner, job: Job, plan: Plan, criterion: Criterion, device: torch.device, order: Order
-) -> dict[str, float]:
+def measure(learner: Learner, job: Job, order: Order) -> dict[str, float]:
     """A row of metrics, from the moving average on the validation pictures."""
-    at = learner.progress
-    outputs, targets = outputs_on(learner.average.module, job, job.validation, plan.batch, plan.precision, device)
+    at, plan, device = learner.progress, learner.plan, learner.device
+    outputs, targets = outputs_on(learner.average.module, job, job.validation, plan, plan.precision)
+    loss = learner.criterion(torch.from_numpy(outputs).to(device), torch.from_numpy(targets).to(device))
     epoch = order.epoch_of(at.step)
     within = at.step - order.steps_before(epoch)
     length = order.steps_before(epoch + 1) - order.steps_before(epoch)
@@ -166,7 +163,7 @@ def measure(
         "seconds": round(at.seconds, 3),
         "lr": plan.rate(at.step - 1) * at.rate_scale,
         "train_loss": at.loss_sum / max(1, at.loss_count),
-        "val_loss": float(criterion(torch.from_numpy(outputs), torch.from_numpy(targets))),
+        "val_loss": float(loss),
         HEADLINES[job.task.kind]: headline_of(job, outputs, targets),
     }
 
@@ -185,11 +182,11 @@ def headline_of(job: Job, outputs: np.ndarray, targets: np.ndarray) -> float:
 
 
 def outputs_on(
-    model: nn.Module, job: Job, numbers: np.ndarray, batch: int, precision: str, device: torch.device
+    model: nn.Module, job: Job, numbers: np.ndarray, plan: Plan, precision: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n, outputs) float32 of the model on these pictures, and their targets, in the order of `numbers`."""
-    batches = plain_batches(job.store, job.targets, numbers, batch, workers=0)
-    outputs, order = run_model(model, batches, precision, device)
+    batches = plain_batches(job.store, job.targets, numbers, plan.batch, workers=0)
+    outputs, order = run_model(model, batches, precision, torch.device(plan.device))
     back = np.argsort(order)[np.argsort(np.argsort(numbers))]
     return outputs[back], job.targets[numbers]
 

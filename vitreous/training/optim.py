@@ -38,7 +38,9 @@ def make_criterion(task: Task, smoothing: float, class_weights: Tensor | None = 
         return lambda outputs, targets: F.binary_cross_entropy_with_logits(outputs.float(), targets)
 
     def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.float(), targets, class_weights, label_smoothing=smoothing)
+        # A plain mean: torch's own divides by the weights of a batch, so that pieces of it would count otherwise.
+        losses = F.cross_entropy(outputs.float(), targets, class_weights, reduction="none", label_smoothing=smoothing)
+        return losses.mean()
 
     return cross_entropy
 

@@ -16,7 +16,6 @@ from vitreous.model.config import ModelConfig
 from vitreous.model.presets import PRESETS, preset
 
 DEFAULT_MINUTES = 10.0  # where neither epochs nor minutes are given
-MOST_ROWS = 100  # rows of metrics.csv that a run aims at
 
 
 @dataclass(frozen=True)
@@ -137,6 +136,9 @@ class TrainConfig:
             options["target"] = (options["target"],)
         if "size" in options:
             options["size"] = size_text(options["size"])
+        for name in ("init", "cache"):
+            if isinstance(options.get(name), os.PathLike):
+                options[name] = os.fspath(options[name])
         return cls(**options)
 
     def to_json(self) -> dict[str, Any]:
@@ -173,7 +175,7 @@ class Plan:
     seed: int
     row_every: int  # epochs between rows of metrics, each with a validation
     save_every: int  # steps between checkpoints; 0: with every row
-    seconds: float | None  # estimate of the training time, where the first steps were timed
+    seconds: float  # estimate of the training time, from the first steps
     torch: str
 
     def rate(self, step: int) -> float:

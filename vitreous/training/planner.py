@@ -1,0 +1,121 @@
+"""Options and data to a Plan: the first steps are timed on a copy, then everything is fixed."""
+
+import copy
+import dataclasses
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from vitreous.data.augment import resolve
+from vitreous.data.batches import Order
+from vitreous.training.loop import Learner, outputs_on, training_batches, update
+from vitreous.training.prepare import Job
+from vitreous.training.recipe import (
+    DEFAULT_MINUTES,
+    Plan,
+    TrainConfig,
+    choose_batch,
+    choose_precision,
+    choose_rate,
+    choose_threads,
+)
+
+MOST_ROWS = 100  # rows of metrics.csv that a run aims at
+TIMED_SECONDS = {"epochs": 1.0, "minutes": 4.0}  # that the timing of the first steps may take, by what it is for
+
+
+def make_plan(job: Job, config: TrainConfig, model: nn.Module, device: torch.device) -> Plan:
+    """Fixes all that the run depends on. With `minutes` the number of steps follows from a short timing."""
+    batch = min(config.batch or choose_batch(len(job.training)), len(job.training))
+    draft = Plan(
+        steps=0,
+        epochs=0,
+        batch=batch,
+        accumulate=min(config.accumulate, batch),
+        lr=config.lr or choose_rate(job.model.width, batch),
+        warmup_steps=0,
+        weight_decay=config.weight_decay,
+        clip=config.clip,
+        smoothing=config.smoothing,
+        ema=0.0,
+        balance=config.balance,
+        augmentation=resolve(
+            config.augmentation,
+            config.augment,
+            job.task.kind,
+            job.spec.channels,
+            job.spec.depth,
+            job.task.mirror_sensitive,
+        ),
+        precision=choose_precision(config.precision, device),
+        device=str(device),
+        threads=choose_threads(config.threads),
+        workers=config.workers if config.workers is not None else 0 if device.type == "cpu" else 2,
+        seed=config.seed,
+        row_every=1,
+        save_every=config.save_every or 0,
+        seconds=0.0,
+        torch=torch.__version__,
+    )
+    began = time.perf_counter()
+    timing = _timed(job, draft, model, TIMED_SECONDS["epochs" if config.epochs else "minutes"])
+    order = training_batches(job, draft)[1]
+    if config.epochs:
+        steps = order.steps_before(config.epochs)
+    else:
+        left = 60 * (config.minutes or DEFAULT_MINUTES) - (time.perf_counter() - began)
+        steps = _steps_within(left, timing, job, order)
+    row_every = _row_every(job, order, steps)
+    epochs = order.epoch_of(steps)
+    within, length = steps - order.steps_before(epochs), order.steps_before(epochs + 1) - order.steps_before(epochs)
+    return dataclasses.replace(
+        draft,
+        batch=order.batch_size,
+        steps=steps,
+        epochs=round(epochs + within / max(1, length), 3),
+        warmup_steps=round(config.warmup * steps),
+        ema=config.ema if config.ema is not None else 0.5 ** (1 / max(1.0, 0.02 * steps)),
+        row_every=row_every,
+        seconds=round(steps * timing.step + (epochs // row_every + 1) * timing.row, 1),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds that a step, and a row of metrics, take."""
+
+    step: float
+    row: float
+
+
+def _timed(job: Job, plan: Plan, model: nn.Module, seconds: float) -> Timing:
+    """Some real steps, and a validation on two batches, with a copy that is thrown away."""
+    learner = Learner(copy.deepcopy(model), job, plan)
+    batches, _ = training_batches(job, plan)
+    times, until = [], time.perf_counter() + seconds
+    while len(times) < 5 or (len(times) < 40 and time.perf_counter() < until):
+        start = time.perf_counter()
+        update(learner, batches.make(len(times)))
+        times.append(time.perf_counter() - start)
+    sample = job.validation[: 2 * plan.batch]
+    start = time.perf_counter()
+    outputs_on(learner.model, job, sample, plan, plan.precision)
+    row = (time.perf_counter() - start) * len(job.validation) / len(sample)
+    return Timing(statistics.median(times[2:]), row)
+
+
+def _steps_within(seconds: float, timing: Timing, job: Job, order: Order) -> int:
+    """Steps that fit in so many seconds beside their rows of metrics, and the last evaluation in fp32."""
+    seconds -= 2 * timing.row
+    steps = max(1, int(seconds / timing.step))
+    rows = order.epoch_of(steps) / _row_every(job, order, steps)
+    return max(1, int((seconds - rows * timing.row) / timing.step))
+
+
+def _row_every(job: Job, order: Order, steps: int) -> int:
+    """Epochs between rows, so that they are at most about a hundred, and take about a tenth of the time at most."""
+    epochs = order.epoch_of(steps) or 1
+    costs = len(job.validation) / (3 * len(job.training))  # a forward pass is a third of an update
+    return max(1, round(epochs / MOST_ROWS), round(costs / 0.1))
