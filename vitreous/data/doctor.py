@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -118,6 +118,8 @@ def check_data(
     Raises `InputError` where there is nothing that could be examined.
     """
     source = open_source(data, target=target, path_column=path_column, group=group)
+    if source.splits.any():
+        source = replace(source, splits=np.where(source.splits == "", "train", source.splits))
     threads, total = os.cpu_count() or 1, 2 * len(source)
     found = scan(source, threads, max_pixels, lambda done: progress(done, total))
     findings = fast_findings(source, found)

@@ -220,7 +220,7 @@ def _fit(aspect: float, side: float, stride: Size) -> Size:
         gh, gw = grid
         return abs(np.log(gh * sh / (gw * sw)) - aspect) + 0.5 * abs(np.log(gh * gw / tokens))
 
-    most = int(tokens * 1.05)
+    most = int(tokens * 1.1)
     rows = range(1, most + 1)
     grids = {
         (gh, gw) for gh in rows for gw in {max(1, int(tokens / gh)), max(1, round(tokens / gh))} if gh * gw <= most

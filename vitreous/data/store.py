@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -109,7 +109,9 @@ def cache_root(cache: str = "auto") -> Path:
     return Path(home or Path.home() / ".cache") / "vitreous"
 
 
-def in_order(function: Callable[[int], T], numbers: Iterable[int], threads: int, ahead: int = 4) -> Iterator[T]:
+def in_order(
+    function: Callable[[int], T], numbers: Iterable[int], threads: int, ahead: int = 4
+) -> Generator[T, None, None]:
     """`map` over a thread pool, in order, with at most `ahead` results a thread waiting."""
     if threads < 1:
         yield from map(function, numbers)

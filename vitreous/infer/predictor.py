@@ -198,7 +198,7 @@ def evaluate(
     if not kept:
         raise InputError("no picture is left to score")
     if faults:
-        say(f"left out: {len(faults):,} pictures that cannot be used")
+        say(str(InputError.listing(f"left out, {len(faults):,} pictures that cannot be used:", list(faults.values()))))
     source, answers = source.only(kept), np.concatenate(chunks)[kept]
     targets = predictor.task.encode(source.columns, source.names)
     return Evaluation(predictor.task, summarise(predictor.task, answers, targets), answers, targets, source.names)

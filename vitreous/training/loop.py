@@ -227,10 +227,11 @@ def class_weights(job: Job, plan: Plan) -> Tensor | None:
 
 
 def row_steps(order: Order, plan: Plan) -> set[int]:
-    """The steps after which a row of metrics is due: ends of epochs, and the last."""
-    ends = {plan.steps}
-    epoch = plan.row_every
+    """The steps after which a row of metrics is due: ends of epochs, and the last, which a short rest joins."""
+    ends, epoch = [], plan.row_every
     while (step := order.steps_before(epoch)) < plan.steps:
-        ends.add(step)
+        ends.append(step)
         epoch += plan.row_every
-    return ends
+    if ends and plan.steps - ends[-1] < (step - ends[-1]) / 2:
+        ends.pop()
+    return {*ends, plan.steps}

@@ -9,8 +9,9 @@ from typing import Any, Literal, Self
 
 import torch
 
-from vitreous.data.augment import AugmentConfig
+from vitreous.data.augment import AugmentConfig, resolve
 from vitreous.data.decode import MAX_PIXELS
+from vitreous.data.preprocess import parse_size
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import PRESETS, preset
@@ -115,6 +116,15 @@ class TrainConfig:
         ]
         if self.epochs is not None and self.minutes is not None:
             faults.append("epochs and minutes: expected one of the two")
+        for check in (
+            lambda: self.model == "auto" or preset(self.model),
+            lambda: parse_size(self.size),
+            lambda: resolve(self.augmentation, self.augment, "classification", 3, "uint8", False),
+        ):
+            try:
+                check()
+            except InputError as fault:
+                faults.append(str(fault))
         if faults:
             raise InputError.listing("these options do not fit:", faults)
 

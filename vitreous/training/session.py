@@ -110,7 +110,8 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
     tokenizer = {"patch": f"patches of {job.model.patch_size[0]}×{job.model.patch_size[1]}", "t2t": "tokens-to-token"}
     journal.say(
         f"model: {count_parameters(model) / 1e6:.2f}M parameters, "
-        f"{count_macs(job.model, height, width) / 1e9:.3g} GMACs a picture of {height}×{width}, {gh}×{gw} tokens from {tokenizer[job.model.tokenizer]}"
+        f"{gh}×{gw} tokens from {tokenizer[job.model.tokenizer]}, "
+        f"{count_macs(job.model, height, width) / 1e9:.3g} GMACs a picture of {height}×{width}"
     )
     shown = {name: value for name, value in vars(plan.augmentation).items() if value and name != "magnitude"}
     journal.say("augmentation: " + (", ".join(f"{name} {value:g}" for name, value in shown.items()) or "none"))
