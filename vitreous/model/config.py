@@ -6,10 +6,17 @@ from typing import Any, Self
 
 from vitreous.errors import InputError
 
-TOKENIZERS = ("patch", "t2t")
-POSITIONS = ("sincos2d", "sinusoid", "learned", "none")
-POOLS = ("mean", "class")
-TOKEN_SCALES = ("input", "head")
+CHOICES = {
+    "tokenizer": ("patch", "t2t"),
+    "token_kind": ("transformer", "performer", "convolution"),
+    "token_scale": ("input", "head"),
+    "attention_scale": ("head", "width"),
+    "norm": ("layer", "rms"),
+    "mlp": ("gelu", "swiglu"),
+    "position": ("sincos2d", "sinusoid", "learned", "learned2d", "relative", "rope2d", "none"),
+    "position_at": ("input", "every", "shared"),
+    "pool": ("mean", "class", "attention"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class ModelConfig:
     tokenizer: str = "patch"  # "patch", or "t2t" for tokens-to-token
     patch_size: tuple[int, int] = (16, 16)  # of the patch embedding
     kernels: tuple[int, ...] = (7, 3, 3)  # of the soft splits; stride and padding follow from each
+    token_kind: str = "transformer"  # what works on the tokens between soft splits; also performer, convolution
     token_width: int = 64  # of the token transformers
     token_heads: int = 1
     token_mlp_ratio: float = 1.0
@@ -36,13 +44,23 @@ class ModelConfig:
     heads: int = 6
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
+    attention_scale: str = "head"  # softmax scale: head width or width, to the -1/2
+    qk_norm: bool = False  # queries and keys are normalised, each head on its own
     value_skip: bool = False  # attention returns V + proj(A·V) in the encoder too, as the article series has it
+    mlp: str = "gelu"  # or the gated swiglu
+    norm: str = "layer"  # LayerNorm, or rms for RMSNorm
     norm_eps: float = 1e-6
+    layer_scale: float = 0.0  # start of a learned factor a column on each branch; 0: none
+    drop_path: float = 0.0  # stochastic depth: the share of pictures that skip the last block's branches, in training
 
+    registers: int = 0  # learned tokens that carry no answer (2309.16588)
+    distillation: bool = False  # a distillation token beside the class token, with a head of its own (2012.12877)
     position: str = "sincos2d"
-    position_temperature: float = 10.0  # of sincos2d: its longest wave is 2π times so many tokens
+    position_at: str = "input"  # or every block with tables of its own, or shared: every block with the same
+    position_temperature: float = 10.0  # of sincos2d and rope2d: their longest wave is 2π times so many tokens
     class_position: bool = False  # the class token has a position of its own: the embedding is added after it joins
-    pool: str = "mean"  # what the head reads: the mean of the tokens, or the class token
+    pool: str = "mean"  # what the head reads: the mean of the tokens, the class token, or what attention pools
+    norm_after_pool: bool = False  # the last norm comes after pooling rather than before
     head_hidden: int = 0  # width of the head's hidden layer (tanh); 0: the head is linear
 
     def __post_init__(self):
@@ -52,6 +70,16 @@ class ModelConfig:
     def class_token(self) -> bool:
         """Whether a class token joins the tokens."""
         return self.pool == "class"
+
+    @property
+    def prefix(self) -> int:
+        """Tokens before those of the picture: class token, distillation token, registers."""
+        return self.class_token + self.distillation + self.registers
+
+    @property
+    def positioned_prefix(self) -> int:
+        """How many of them have a position of their own."""
+        return (self.class_token + self.distillation) * self.class_position
 
     @property
     def stride(self) -> tuple[int, int]:
@@ -111,12 +139,7 @@ class ModelConfig:
         def sound(*fields: str) -> bool:
             return wrong.isdisjoint(fields)
 
-        for name, choices in (
-            ("tokenizer", TOKENIZERS),
-            ("position", POSITIONS),
-            ("pool", POOLS),
-            ("token_scale", TOKEN_SCALES),
-        ):
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
             expect(value in choices, f"{name} is {value!r}: expected one of {', '.join(choices)}", name)
         for name in ("image_size", "patch_size"):
@@ -141,12 +164,23 @@ class ModelConfig:
                 f"token_width {self.token_width} does not divide by {self.token_heads} token_heads",
             )
         expect(self.position_temperature > 1, "position_temperature: expected a number above 1")
-        if sound("width") and self.position in ("sincos2d", "sinusoid"):
-            parts = 4 if self.position == "sincos2d" else 2
+        parts = {"sincos2d": 4, "sinusoid": 2, "learned2d": 2}.get(self.position, 1)
+        if sound("width"):
             expect(self.width % parts == 0, f"width {self.width} does not divide by {parts}, as {self.position} needs")
+        if sound("width", "heads") and self.position == "rope2d":
+            expect(self.width // self.heads % 4 == 0, "the head width does not divide by 4, as rope2d needs")
+        if self.position == "relative":
+            expect(self.position_at != "input", "relative positions work inside attention: expected position_at shared "
+                   "or every")
         if sound("pool"):
             no_token = self.class_position and not self.class_token
             expect(not no_token, "class_position without a class token: expected pool class")
+            expect(self.class_token or not self.distillation, "distillation without a class token: expected pool class")
+        expect(isinstance(self.registers, int) and self.registers >= 0, "registers: expected 0 or more")
+        expect(0 <= self.drop_path < 1, f"drop_path is {self.drop_path}: expected 0 to below 1")
+        expect(self.layer_scale >= 0, f"layer_scale is {self.layer_scale}: expected 0 or more")
+        if self.token_kind == "performer":
+            expect(self.token_heads == 1, "the token performer has one head: expected token_heads 1")
         expect(self.head_hidden >= 0, f"head_hidden is {self.head_hidden}: expected 0 or more")
         expect(self.mlp_ratio > 0 and self.token_mlp_ratio > 0, "mlp_ratio: expected a number above 0")
         if sound("tokenizer", "image_size", "patch_size", "kernels"):

@@ -1,17 +1,30 @@
 """The encoder of *Attention Is All You Need*, in the pre-norm form of the ViT paper: Attention, MLP, EncoderBlock."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitreous.model.config import ModelConfig
+
 PLAIN_LENGTH = 512  # tokens up to which two products and a softmax train faster on a CPU than the fused kernel
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """softmax(Q·Kᵀ·scale)·V for each head (Attention Is All You Need, eq. 1); all (B, heads, N, head width)."""
+class Relation(NamedTuple):
+    """What attention is told of the places of tokens, where the position embedding works inside it."""
+
+    bias: Tensor | None = None  # (heads, N, N), added to Q·Kᵀ·scale
+    rotation: Tensor | None = None  # (2, N, head width / 2): cosines and sines of the angles that q and k turn by
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
+    """softmax(Q·Kᵀ·scale + bias)·V for each head (Attention Is All You Need, eq. 1); all (B, heads, N, head width)."""
+    bias = None if bias is None else bias.to(q.dtype)
     if attention_kernel(q) == "plain":
-        return (q @ k.mT * scale).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+        scores = q @ k.mT * scale
+        return (scores if bias is None else scores + bias).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
 
 
 def attention_kernel(q: Tensor) -> str:
@@ -20,51 +33,131 @@ def attention_kernel(q: Tensor) -> str:
     return "plain" if q.device.type == "cpu" and training and q.shape[2] <= PLAIN_LENGTH else "fused"
 
 
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """(B, heads, N, head width), each pair of columns turned by its token's angle (RoFormer, 2104.09864)."""
+    cos, sin = rotation.to(x.dtype)
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention from tokens of width `inputs` to tokens of `width`.
 
     With `value_skip` it returns V + proj(A·V) rather than proj(A·V): the token transformers of the T2T-ViT paper
-    need it, since their input and output differ in width, and the article series has it everywhere.
+    need it, since their input and output differ in width, and the article series has it everywhere. With `norm_eps`
+    queries and keys are normalised, each head on its own (2302.05442).
     """
 
-    def __init__(self, inputs: int, width: int, heads: int, qkv_bias: bool, scale: float, value_skip: bool):
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        heads: int,
+        qkv_bias: bool,
+        scale: float,
+        value_skip: bool = False,
+        norm_eps: float | None = None,
+    ):
         super().__init__()
         self.heads, self.scale, self.value_skip = heads, scale, value_skip
         self.qkv = nn.Linear(inputs, 3 * width, bias=qkv_bias)
+        self.q_norm, self.k_norm = (
+            nn.Identity() if norm_eps is None else nn.LayerNorm(width // heads, eps=norm_eps) for _ in range(2)
+        )
         self.projection = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, relation: Relation = Relation()) -> Tensor:  # noqa: B008
         """(B, N, inputs) -> (B, N, width)."""
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D/heads)
-        joined = attend(q, k, v, self.scale).transpose(1, 2).flatten(2)  # (B, N, D)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if relation.rotation is not None:
+            q, k = rotate(q, relation.rotation), rotate(k, relation.rotation)
+        joined = attend(q, k, v, self.scale, relation.bias).transpose(1, 2).flatten(2)  # (B, N, D)
         out = self.projection(joined)
         return v.transpose(1, 2).flatten(2) + out if self.value_skip else out
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear layers with a GELU between them, or gated: SiLU of one half times the other (SwiGLU, 2002.05202)."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, gated: bool = False):
         super().__init__()
-        self.expand = nn.Linear(width, hidden)
+        self.gated = gated
+        self.expand = nn.Linear(width, 2 * hidden if gated else hidden)
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        return self.contract(F.gelu(self.expand(tokens)))
+        hidden = self.expand(tokens)
+        if not self.gated:
+            return self.contract(F.gelu(hidden))
+        gate, value = hidden.chunk(2, -1)
+        return self.contract(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """Each column times a learned factor that starts small (Going deeper with Image Transformers, 2103.17239)."""
+
+    def __init__(self, width: int, initial: float):
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        return tokens * self.factor
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (1603.09382): in training a branch is left out for a share of the pictures, the rest scaled up."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        if not self.training or not self.rate:
+            return tokens
+        kept = torch.rand(len(tokens), 1, 1, device=tokens.device) >= self.rate
+        return tokens * kept / (1 - self.rate)
 
 
 class EncoderBlock(nn.Module):
     """Norm, attention, residual; norm, MLP, residual (An Image Is Worth 16×16 Words, eq. 2 and 3)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, qkv_bias: bool, value_skip: bool, norm_eps: float):
+    def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(width, eps=norm_eps)
-        self.attention = Attention(width, width, heads, qkv_bias, (width // heads) ** -0.5, value_skip)
-        self.mlp_norm = nn.LayerNorm(width, eps=norm_eps)
-        self.mlp = MLP(width, int(width * mlp_ratio))
+        D = config.width
+        rate = config.drop_path * layer / max(1, config.depth - 1)
+        scale = (D // config.heads if config.attention_scale == "head" else D) ** -0.5
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(
+            D,
+            D,
+            config.heads,
+            config.qkv_bias,
+            scale,
+            config.value_skip,
+            config.norm_eps if config.qk_norm else None,
+        )
+        self.attention_branch = make_branch(config, rate)
+        self.mlp_norm = make_norm(config)
+        self.mlp = MLP(D, int(D * config.mlp_ratio), gated=config.mlp == "swiglu")
+        self.mlp_branch = make_branch(config, rate)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, relation: Relation = Relation()) -> Tensor:  # noqa: B008
         """(B, N, D) -> (B, N, D)."""
-        tokens = tokens + self.attention(self.attention_norm(tokens))
-        return tokens + self.mlp(self.mlp_norm(tokens))
+        tokens = tokens + self.attention_branch(self.attention(self.attention_norm(tokens), relation))
+        return tokens + self.mlp_branch(self.mlp(self.mlp_norm(tokens)))
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    """The norm of a config: LayerNorm (1607.06450) or RMSNorm (1910.07467)."""
+    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
+    return kind(config.width, eps=config.norm_eps)
+
+
+def make_branch(config: ModelConfig, rate: float) -> nn.Sequential:
+    """What a branch passes before it joins the residual stream: layer scale and stochastic depth, where there are."""
+    parts: list[nn.Module] = [LayerScale(config.width, config.layer_scale)] if config.layer_scale else []
+    return nn.Sequential(*parts, *([DropPath(rate)] if rate else []))

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.model.config import ModelConfig
+from vitreous.model.encoder import Relation
 
 Grid = tuple[int, int]
 
@@ -21,22 +22,41 @@ def sinusoid(length: int, width: int) -> Tensor:
     return torch.stack((angles.sin(), angles.cos()), -1).flatten(1).float()
 
 
+def axis_angles(tokens: int, tokens_of_base: int, count: int, temperature: float) -> Tensor:
+    """(tokens, count) of place · temperature^(-i/count) in float64; places are measured on the base grid.
+
+    With the temperature of 10,000 that is made for sentences most columns would hardly change over a grid.
+    """
+    places = (torch.arange(tokens, dtype=torch.float64) + 0.5) * tokens_of_base / tokens - 0.5
+    rates = temperature ** (-torch.arange(count, dtype=torch.float64) / count)
+    return places[:, None] * rates
+
+
 def sincos2d(grid: Grid, width: int, base: Grid, temperature: float) -> Tensor:
     """(gh·gw, width) table: half of the columns encode the row, half the column, as sines then cosines.
 
-    Rates fall from 1 to 1/temperature a token: with the 10,000 that is made for sentences most columns would hardly
-    change over a grid. Coordinates are measured on the `base` grid: tokens of another lie between those of the base.
+    Rates fall from 1 to 1/temperature a token of the `base` grid: tokens of another grid lie between those of the base.
     """
 
     def encode(tokens: int, tokens_of_base: int) -> Tensor:
-        places = (torch.arange(tokens, dtype=torch.float64) + 0.5) * tokens_of_base / tokens - 0.5
-        rates = temperature ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-        angles = places[:, None] * rates
+        angles = axis_angles(tokens, tokens_of_base, width // 4, temperature)
         return torch.cat((angles.sin(), angles.cos()), 1)
 
     gh, gw = grid
     rows, columns = encode(gh, base[0]), encode(gw, base[1])
     return torch.cat((rows.repeat_interleave(gw, 0), columns.repeat(gh, 1)), 1).float()
+
+
+def rope2d(grid: Grid, head_width: int, base: Grid, temperature: float, prefix: int) -> Tensor:
+    """(2, prefix + gh·gw, head width / 2) cosines and sines: half of the pairs turn with the row, half with the column.
+
+    The axial form of Rotary Position Embedding for Vision Transformer (2403.13298); prefix tokens do not turn.
+    """
+    gh, gw = grid
+    rows, columns = (axis_angles(n, m, head_width // 4, temperature) for n, m in zip(grid, base, strict=True))
+    angles = torch.cat((rows.repeat_interleave(gw, 0), columns.repeat(gh, 1)), 1)
+    angles = F.pad(angles, (0, 0, prefix, 0))
+    return torch.stack((angles.cos(), angles.sin())).float()
 
 
 def resample(table: Tensor, base: Grid, grid: Grid, prefix: int = 0) -> Tensor:
@@ -49,47 +69,117 @@ def resample(table: Tensor, base: Grid, grid: Grid, prefix: int = 0) -> Tensor:
     return torch.cat((first, image[0].flatten(1).T.to(table.dtype)))
 
 
+@functools.lru_cache(maxsize=64)
 def fixed_table(config: ModelConfig, grid: Grid) -> Tensor:
     """(prefix + gh·gw, D) of the "sincos2d" or "sinusoid" embedding of a config on a grid."""
-    tokens, prefix = grid[0] * grid[1], int(config.class_token)
-    if config.position == "sinusoid" and config.class_position:
-        return sinusoid(prefix + tokens, config.width)
-    if config.position == "sinusoid":
-        table = sinusoid(tokens, config.width)
-    else:
-        table = sincos2d(grid, config.width, config.grid(*config.image_size), config.position_temperature)
-    return F.pad(table, (0, 0, prefix, 0))
+    tokens, prefix = grid[0] * grid[1], config.prefix
+    with torch.inference_mode(False):  # a table made while predicting may be used while training
+        if config.position == "sinusoid" and config.class_position:
+            return sinusoid(prefix + tokens, config.width)
+        if config.position == "sinusoid":
+            table = sinusoid(tokens, config.width)
+        else:
+            table = sincos2d(grid, config.width, config.grid(*config.image_size), config.position_temperature)
+        return F.pad(table, (0, 0, prefix, 0))
 
 
 @functools.lru_cache(maxsize=64)
-def kept_table(config: ModelConfig, grid: Grid) -> Tensor:
-    """`fixed_table`, worked out once: on the CPU and outside inference mode, whoever asks first."""
-    with torch.inference_mode(False), torch.device("cpu"):
-        return fixed_table(config, grid)
+def fixed_rotation(config: ModelConfig, grid: Grid) -> Tensor:
+    """(2, prefix + gh·gw, head width / 2) of the "rope2d" embedding of a config on a grid."""
+    base = config.grid(*config.image_size)
+    with torch.inference_mode(False):
+        return rope2d(grid, config.width // config.heads, base, config.position_temperature, config.prefix)
+
+
+class LearnedTable(nn.Module):
+    """One learned vector a token of the base grid, and one a prefix token that has a position of its own."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.base, self.own = config.grid(*config.image_size), config.positioned_prefix
+        self.prefix = config.prefix
+        self.table = nn.Parameter(torch.empty(self.own + self.base[0] * self.base[1], config.width))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, grid: Grid) -> Tensor:
+        """(prefix + N, D)."""
+        table = resample(self.table, self.base, grid, self.own)
+        missing = self.prefix - self.own  # registers, or all prefix tokens
+        return torch.cat((table[: self.own], table.new_zeros(missing, table.shape[1]), table[self.own :]))
+
+
+class LearnedAxes(nn.Module):
+    """A learned vector of half the width a row, and one a column (2010.11929, appendix D.4)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.base, self.prefix = config.grid(*config.image_size), config.prefix
+        half = config.width // 2
+        self.rows, self.columns = (nn.Parameter(torch.empty(n, half)) for n in self.base)
+        for table in (self.rows, self.columns):
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self, grid: Grid) -> Tensor:
+        """(prefix + N, D)."""
+        gh, gw = grid
+        rows = resample(self.rows, (self.base[0], 1), (gh, 1))
+        columns = resample(self.columns, (self.base[1], 1), (gw, 1))
+        return F.pad(torch.cat((rows.repeat_interleave(gw, 0), columns.repeat(gh, 1)), 1), (0, 0, self.prefix, 0))
+
+
+class RelativeBias(nn.Module):
+    """A learned number a head and offset (rows, columns) between two tokens; prefix tokens have none.
+
+    Its memory grows with the square of the number of tokens, unlike that of the others.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.base, self.prefix = config.grid(*config.image_size), config.prefix
+        self.offsets = self.base[0] * 2 - 1, self.base[1] * 2 - 1
+        self.table = nn.Parameter(torch.empty(self.offsets[0] * self.offsets[1], config.heads))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, grid: Grid) -> Tensor:
+        """(heads, prefix + N, prefix + N)."""
+        gh, gw = grid
+        table = resample(self.table, self.offsets, (2 * gh - 1, 2 * gw - 1))
+        y = torch.arange(gh, device=table.device).repeat_interleave(gw)
+        x = torch.arange(gw, device=table.device).repeat(gh)
+        index = (y[:, None] - y + gh - 1) * (2 * gw - 1) + x[:, None] - x + gw - 1  # (N, N)
+        return F.pad(table[index].permute(2, 0, 1), (self.prefix, 0, self.prefix, 0))
+
+
+LEARNED = {"learned": LearnedTable, "learned2d": LearnedAxes, "relative": RelativeBias}
 
 
 class PositionEmbedding(nn.Module):
-    """The table that is added to the tokens, prefix tokens (the class token) first.
+    """Tells the tokens their places: at the input, or before or inside every block.
 
-    "sincos2d" is evaluated on the grid, "sinusoid" built for its number of tokens, "learned" resampled to it.
-    A prefix without a position of its own gets zeros.
+    "sincos2d" and "rope2d" are evaluated on the grid, "sinusoid" is built for its number of tokens, learned ones are
+    resampled to it. With `position_at` "every", each block has tables of its own; with "shared" all use the same.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.base = config.grid(*config.image_size)
-        if config.position == "learned":
-            rows = int(config.class_position) + self.base[0] * self.base[1]
-            self.table = nn.Parameter(torch.zeros(rows, config.width))
+        kind = LEARNED.get(config.position)
+        count = config.depth if config.position_at == "every" else 1
+        self.tables = nn.ModuleList(kind(config) for _ in range(count if kind else 0))
 
-    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """(B, prefix + N, D) -> the same with the position embedding added."""
-        config = self.config
-        if config.position == "none":
+    def forward(self, tokens: Tensor, grid: Grid, layer: int) -> Tensor:
+        """(B, prefix + N, D) as they come to a block -> the same with what is added there."""
+        kind = self.config.position
+        if kind in ("none", "relative", "rope2d") or (layer and self.config.position_at == "input"):
             return tokens
-        if config.position != "learned":
-            tracing = torch.compiler.is_compiling()  # then tensors are stand-ins, which must not be kept
-            return tokens + (fixed_table if tracing else kept_table)(config, grid).to(tokens)
-        own = int(config.class_position)
-        return tokens + F.pad(resample(self.table, self.base, grid, own), (0, 0, int(config.class_token) - own, 0))
+        if self.tables:
+            return tokens + self.tables[layer % len(self.tables)](grid).to(tokens)
+        return tokens + fixed_table(self.config, grid).to(tokens)
+
+    def relation(self, grid: Grid, layer: int, device: torch.device) -> Relation:
+        """What the attention of a block is told of places."""
+        if self.config.position == "relative":
+            return Relation(bias=self.tables[layer % len(self.tables)](grid))
+        if self.config.position == "rope2d":
+            return Relation(rotation=fixed_rotation(self.config, grid).to(device))
+        return Relation()

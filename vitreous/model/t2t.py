@@ -1,5 +1,6 @@
 """The tokens-to-token module of T2T-ViT (2101.11986): soft splits that overlap, and a token transformer after each."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -40,17 +41,71 @@ class TokenTransformer(nn.Module):
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 
+class TokenPerformer(nn.Module):
+    """The token transformer with attention by random features (Performer, 2009.14794), linear in the tokens.
+
+    softmax(q·k) is estimated by φ(q)·φ(k) with φ(x) = exp(x·w - |x|²/2) / √m over m fixed orthogonal directions w.
+    """
+
+    def __init__(self, inputs: int, config: ModelConfig):
+        super().__init__()
+        width, features = config.token_width, config.token_width // 2
+        self.attention_norm = nn.LayerNorm(inputs, eps=config.norm_eps)
+        self.kqv = nn.Linear(inputs, 3 * width)
+        self.projection = nn.Linear(width, width)
+        self.register_buffer("directions", torch.empty(features, width))
+        nn.init.orthogonal_(self.directions, gain=features**0.5)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = MLP(width, int(width * config.token_mlp_ratio))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, inputs) -> (B, N, token width)."""
+        k, q, v = self.kqv(self.attention_norm(tokens)).chunk(3, -1)  # (B, N, width)
+        k, q = self.features(k), self.features(q)  # (B, N, m)
+        total = q @ k.sum(1)[..., None]  # (B, N, 1)
+        joined = q @ (k.mT @ v) / (total + 1e-8)  # (B, N, width)
+        tokens = v + self.projection(joined)
+        return tokens + self.mlp(self.mlp_norm(tokens))
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, N, width) -> φ(x), (B, N, m)."""
+        w = self.directions
+        return torch.exp(x @ w.T - x.square().sum(-1, keepdim=True) / 2) / len(w) ** 0.5
+
+
+class ConvolutionTokens(nn.Module):
+    """The T2T-ViT paper's ablation: convolutions with the kernels of the soft splits, and nothing between them."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        widths = [config.channels, *[config.token_width] * (len(config.kernels) - 1), config.width]
+        *self.convolutions, self.projection = (
+            nn.Conv2d(inputs, outputs, kernel, split_stride(kernel), split_padding(kernel))
+            for inputs, outputs, kernel in zip(widths[:-1], widths[1:], config.kernels, strict=True)
+        )
+        self.convolutions = nn.ModuleList(self.convolutions)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, C, H, W) -> tokens (B, N, D) row by row, and their grid (gh, gw)."""
+        grid = self.config.grid(*pixels.shape[-2:])
+        for convolution in self.convolutions:
+            pixels = convolution(pixels)
+        return self.projection(pixels).flatten(2).mT, grid
+
+
 class TokensToToken(nn.Module):
     """Soft split, token transformer, reconstruction to an image, again; a last soft split, and a projection to D."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        kind = TokenPerformer if config.token_kind == "performer" else TokenTransformer
         self.splits = nn.ModuleList(SoftSplit(kernel) for kernel in config.kernels)
         self.transformers = nn.ModuleList()
         channels = config.channels
         for kernel in config.kernels[:-1]:
-            self.transformers.append(TokenTransformer(channels * kernel**2, config))
+            self.transformers.append(kind(channels * kernel**2, config))
             channels = config.token_width
         self.projection = nn.Linear(channels * config.kernels[-1] ** 2, config.width)
 

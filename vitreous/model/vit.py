@@ -9,11 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
-from vitreous.model.encoder import EncoderBlock
+from vitreous.model.encoder import EncoderBlock, make_norm
+from vitreous.model.head import DistilledHead, Head, Pool
 from vitreous.model.patch import PatchEmbedding
 from vitreous.model.position import PositionEmbedding
 from vitreous.model.presets import PRESETS, preset
-from vitreous.model.t2t import TokensToToken
+from vitreous.model.t2t import ConvolutionTokens, TokensToToken
 
 
 class VisionTransformer(nn.Module):
@@ -24,40 +25,40 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.tokenizer = TokensToToken(config) if config.tokenizer == "t2t" else PatchEmbedding(config)
-        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.class_token else None
+        self.tokenizer = make_tokenizer(config)
+        self.prefix = nn.Parameter(torch.empty(config.prefix, config.width)) if config.prefix else None
         self.position = PositionEmbedding(config)
-        self.blocks = nn.ModuleList(
-            EncoderBlock(
-                config.width, config.heads, config.mlp_ratio, config.qkv_bias, config.value_skip, config.norm_eps
-            )
-            for _ in range(config.depth)
-        )
-        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.head = _head(config)
+        self.blocks = nn.ModuleList(EncoderBlock(config, layer) for layer in range(config.depth))
+        self.norm = make_norm(config)
+        self.pool = Pool(config)
+        self.head = DistilledHead(config) if config.distillation else Head(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, C, H, W) -> outputs (B, outputs)."""
         return self.head(self.features(pixels))
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, C, H, W) -> what the head reads (B, D).
+        """Normalised pixels (B, C, H, W) -> what the head reads, (B, D) or, with a distillation token, (B, 2, D).
 
         Raises `InputError` for a number of channels or a size that the model was not made for.
         """
+        tokens = self.encode(pixels)
+        return self.norm(self.pool(tokens)) if self.config.norm_after_pool else self.pool(self.norm(tokens))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, C, H, W) -> tokens (B, prefix + N, D) as they leave the last block."""
         if pixels.ndim != 4 or pixels.shape[1] != self.config.channels:
             raise InputError(
                 f"pixels of shape {tuple(pixels.shape)}: expected (batch, {self.config.channels}, height, width)"
             )
         tokens, grid = self.tokenizer(pixels)
-        if self.class_token is not None:
-            first = self.class_token.expand(tokens.shape[0], -1, -1).to(tokens)
-            tokens = torch.cat((first, tokens), 1)  # (B, 1 + N, D)
-        tokens = self.position(tokens, grid)
-        for block in self.blocks:
-            tokens = block(tokens)
-        tokens = self.norm(tokens)
-        return tokens[:, 0] if self.class_token is not None else tokens.mean(1)
+        if self.prefix is not None:
+            first = self.prefix.expand(tokens.shape[0], -1, -1).to(tokens)
+            tokens = torch.cat((first, tokens), 1)  # (B, prefix + N, D)
+        for layer, block in enumerate(self.blocks):
+            tokens = self.position(tokens, grid, layer)
+            tokens = block(tokens, self.position.relation(grid, layer, tokens.device))
+        return tokens
 
 
 def create(name: str, *, seed: int = 0, **overrides) -> VisionTransformer:
@@ -85,11 +86,11 @@ def build(config: ModelConfig, seed: int = 0) -> VisionTransformer:
                     nn.init.zeros_(module.bias)
         projection = model.tokenizer.projection
         nn.init.normal_(projection.weight, std=0.5 * projection.weight[0].numel() ** -0.5)
-        for table in (model.class_token, getattr(model.position, "table", None)):
-            if table is not None:
-                nn.init.trunc_normal_(table, std=0.02)
-        *_, last = (module for module in model.head.modules() if isinstance(module, nn.Linear))
-        nn.init.zeros_(last.weight)
+        if model.prefix is not None:
+            nn.init.trunc_normal_(model.prefix, std=0.02)
+        for module in model.modules():
+            if isinstance(module, Head):
+                nn.init.zeros_(module.outputs.weight)
     return model
 
 
@@ -137,9 +138,8 @@ def describe_presets(size: str, channels: int, outputs: int) -> list[dict[str, A
     return rows
 
 
-def _head(config: ModelConfig) -> nn.Module:
-    if not config.head_hidden:
-        return nn.Linear(config.width, config.outputs)
-    return nn.Sequential(
-        nn.Linear(config.width, config.head_hidden), nn.Tanh(), nn.Linear(config.head_hidden, config.outputs)
-    )
+def make_tokenizer(config: ModelConfig) -> PatchEmbedding | TokensToToken | ConvolutionTokens:
+    """The tokenizer of a config."""
+    if config.tokenizer == "patch":
+        return PatchEmbedding(config)
+    return ConvolutionTokens(config) if config.token_kind == "convolution" else TokensToToken(config)

@@ -1,0 +1,77 @@
+"""From tokens to outputs: pooling and the head."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitreous.model.config import ModelConfig
+from vitreous.model.encoder import MLP, attend
+
+
+class AttentionPool(nn.Module):
+    """A learned query that attends to all tokens, and an MLP on what it finds (Scaling Vision Transformers, 2106.04560)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        D = config.width
+        self.heads, self.scale = config.heads, (D // config.heads) ** -0.5
+        self.query = nn.Parameter(torch.empty(1, D))
+        nn.init.trunc_normal_(self.query, std=D**-0.5)
+        self.q = nn.Linear(D, D)
+        self.kv = nn.Linear(D, 2 * D)
+        self.projection = nn.Linear(D, D)
+        self.mlp_norm = nn.LayerNorm(D, eps=config.norm_eps)
+        self.mlp = MLP(D, int(D * config.mlp_ratio))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, D)."""
+        q = self.q(self.query).expand(tokens.shape[0], -1, -1)
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, 1, D/heads)
+        k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D/heads)
+        pooled = self.projection(attend(q, k, v, self.scale).transpose(1, 2).flatten(2)).squeeze(1)  # (B, D)
+        return pooled + self.mlp(self.mlp_norm(pooled))
+
+
+class Pool(nn.Module):
+    """What the head reads: the class token, the mean of the picture's tokens, or what attention pools."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.attention = AttentionPool(config) if config.pool == "attention" else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, prefix + N, D) -> (B, D); with a distillation token (B, 2, D), the class token's first."""
+        if self.attention is not None:
+            return self.attention(tokens)
+        if self.config.distillation:
+            return tokens[:, :2]
+        return tokens[:, 0] if self.config.class_token else tokens[:, self.config.prefix :].mean(1)
+
+
+class Head(nn.Module):
+    """One linear layer, or with a hidden layer and tanh before it, as the ViT paper pre-trains."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        inputs = config.head_hidden or config.width
+        self.hidden = nn.Linear(config.width, config.head_hidden) if config.head_hidden else None
+        self.outputs = nn.Linear(inputs, config.outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B, outputs)."""
+        if self.hidden is not None:
+            features = F.tanh(self.hidden(features))
+        return self.outputs(features)
+
+
+class DistilledHead(nn.Module):
+    """A head on the class token and one on the distillation token (DeiT, 2012.12877); in the end their mean."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.of_class, self.of_teacher = Head(config), Head(config)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, 2, D) -> (B, outputs)."""
+        return (self.of_class(features[:, 0]) + self.of_teacher(features[:, 1])) / 2
