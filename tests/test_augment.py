@@ -353,8 +353,8 @@ def resolved(policy="auto", kind="classification", channels=3, depth="uint8", mi
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel"])
-def test_auto_is_medium_without_mixing_for_labels(kind):
-    assert resolved(kind=kind) == replace(POLICIES["medium"], mixup=0.0, cutmix=0.0)
+def test_auto_is_light_for_labels(kind):
+    assert resolved(kind=kind) == POLICIES["light"]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

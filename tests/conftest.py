@@ -1,0 +1,47 @@
+"""What several tests share: a cache of their own, and small pictures and runs that are made once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import making
+import pytest
+
+import vitreous
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test ever touches the user's cache, and tiny models gain nothing from many threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("VITREOUS_CACHE", str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three classes of 16 coloured boxes, 24×32, PNG and JPEG."""
+    return making.make_shapes(tmp_path_factory.mktemp("data") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def shapes_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on `shapes`. Tests read it; they write to copies."""
+    options = {**making.TINY, "epochs": 20, "lr": 1e-3, "validation": 0.25}
+    return vitreous.train(shapes, out=tmp_path_factory.mktemp("runs") / "shapes", **options)
+
+
+@pytest.fixture(scope="session")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """table.csv of 240 single-channel float32 pictures, 20×36, whose target is a place in mm."""
+    return making.make_blobs(tmp_path_factory.mktemp("data") / "blobs", 240)
+
+
+@pytest.fixture(scope="session")
+def blobs_run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on `blobs`, as a newcomer would type it, but for the epochs."""
+    out = tmp_path_factory.mktemp("runs") / "blobs"
+    done = making.vitreous("train", blobs, "--epochs", "8", "--threads", "1", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return out

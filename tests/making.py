@@ -1,0 +1,119 @@
+"""Makers of small real pictures, tables and runs, for the tests of training, answers and the command line."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vitreous.rundir import Checkpoint, RunDir
+
+COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
+TINY: dict[str, Any] = {"model": "vit_xs_8", "size": "24x32", "threads": 1}  # 12 tokens
+TINY_WORDS = ("--model", "vit_xs_8", "--size", "24x32", "--threads", "1")
+
+
+def shape(rng: np.random.Generator, colour: tuple[int, int, int], height: int = 24, width: int = 32) -> np.ndarray:
+    """A coloured box on noise, (height, width, 3) uint8."""
+    pixels = rng.integers(0, 60, (height, width, 3)).astype(np.uint8)
+    y, x = rng.integers(0, height - 9), rng.integers(0, width - 11)
+    pixels[y : y + 10, x : x + 12] = colour
+    return pixels
+
+
+def make_shapes(root: Path, each: int = 16, seed: int = 0, mixed: bool = False) -> Path:
+    """A class folder a colour, half PNG and half JPEG; `mixed` lays every other picture on its side."""
+    rng = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            size = (32, 24) if mixed and i % 2 else (24, 32)
+            image = Image.fromarray(shape(rng, colour, *size))
+            image.save(root / name / f"{i:02}.{'jpg' if i % 4 < 2 else 'png'}", quality=95)
+    return root
+
+
+def blob(rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """A bright blob on faint noise, (20, 36) float32, and the column of its centre."""
+    y, x = rng.uniform(5, 15), rng.uniform(4, 32)
+    rows, columns = np.mgrid[:20, :36]
+    pixels = rng.normal(0, 0.05, (20, 36)) + np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 8)
+    return pixels.astype(np.float32), x
+
+
+def make_blobs(root: Path, pictures: int, seed: int = 1) -> Path:
+    """table.csv beside .npy pictures: where each one's blob is, in mm, two columns a mm."""
+    rng, rows = np.random.default_rng(seed), ["path,place (mm)"]
+    root.mkdir(parents=True)
+    for i in range(pictures):
+        pixels, x = blob(rng)
+        np.save(root / f"{i:03}.npy", pixels)
+        rows.append(f"{i:03}.npy,{x / 2:.4f}")
+    (root / "table.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root / "table.csv"
+
+
+def vitreous(*words: str | Path, limit: int = -1) -> subprocess.CompletedProcess[str]:
+    """`python -m vitreous …` in a process of its own; with `limit`, no file may grow beyond so many bytes."""
+
+    def bounded():
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return subprocess.run(
+        [sys.executable, "-m", "vitreous", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=bounded if limit >= 0 else None,
+    )
+
+
+def kill_when(words: tuple[str | Path, ...], due: Callable[[], bool]) -> None:
+    """Starts `python -m vitreous …` and sends it SIGKILL as soon as something is due."""
+    command = [sys.executable, "-m", "vitreous", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not due():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def newest_step(run: Path) -> int:
+    """The step of the newest checkpoint in last/, -1 where there is none."""
+    return max((int(path.stem.removeprefix("step-")) for path in run.glob("last/step-*.safetensors")), default=-1)
+
+
+def newest(run: Path) -> Checkpoint:
+    """The newest checkpoint of a run."""
+    checkpoint = RunDir.open(run).newest(print)
+    assert checkpoint is not None
+    return checkpoint
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """The final weights of a run."""
+    return RunDir.open(run).read_weights()
+
+
+def same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of tensors agree in names, types, shapes and every bit."""
+    if a.keys() != b.keys():
+        return False
+    raw = lambda t: (t.dtype, t.shape, t.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())  # noqa: E731
+    return all(raw(a[name]) == raw(b[name]) for name in a)
+
+
+def tree(*roots: Path) -> set[str]:
+    """Every file and folder below, to see that nothing came or went."""
+    return {os.path.join(folder, name) for root in roots for folder, d, f in os.walk(root) for name in (*d, *f)}

@@ -1,0 +1,215 @@
+"""VisionTransformer: the whole model."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import KINDS, POOLS, POSITIONS, pictures, tiny_config, tiny_model
+
+import vitreous
+from vitreous.errors import InputError
+from vitreous.model import encoder
+from vitreous.model.vit import build, count_macs, count_parameters, create, describe_presets
+
+COMBINATIONS = list(itertools.product(KINDS, POSITIONS, POOLS))
+
+
+class TestForward:
+    @pytest.mark.parametrize("channels", [1, 3, 8])
+    @pytest.mark.parametrize(("kind", "position", "pool"), COMBINATIONS)
+    def test_every_combination_answers_on_its_grid_and_on_others_and_learns(self, kind, position, pool, channels):
+        config = tiny_config(kind, position=position, channels=channels, **POOLS[pool])
+        model = tiny_model(config)
+        for size in (config.image_size, (24, 16), (8, 40)):
+            pixels = pictures(config, size).requires_grad_()
+            model.zero_grad()
+            out = model(pixels)
+            assert out.shape == (2, 5)
+            assert not torch.allclose(out[0], out[1])
+            out.square().sum().backward()
+            assert pixels.grad is not None
+            assert (pixels.grad.abs().amax((0, 2, 3)) > 0).all()
+            still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+            assert still == []
+
+    @pytest.mark.parametrize("pool", POOLS)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_is_tokens_position_blocks_norm_read_out_head(self, kind, pool):
+        config = tiny_config(kind, position="learned", **POOLS[pool])
+        model, pixels = tiny_model(config), pictures(config)
+        tokens, _ = model.tokenizer(pixels)
+        rows = model.get_parameter("position.table")
+        if pool == "mean":
+            tokens = tokens + rows
+        else:
+            first = model.get_parameter("class_token").repeat(2, 1, 1)
+            tokens = torch.cat((first, tokens + rows), 1) if pool == "class" else torch.cat((first, tokens), 1) + rows
+        for block in model.blocks:
+            tokens = block(tokens)
+        tokens = F.layer_norm(tokens, (16,), model.norm.weight, model.norm.bias, config.norm_eps)
+        read = tokens.mean(1) if pool == "mean" else tokens[:, 0]
+        torch.testing.assert_close(model.features(pixels), read, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(pixels), model.head(read), rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_picture_answers_the_same_alone_and_in_a_batch(self, kind):
+        config = tiny_config(kind, pool="class")
+        model, pixels = tiny_model(config), pictures(config, count=4)
+        torch.testing.assert_close(model(pixels)[2], model(pixels[2:3])[0], rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize(("kind", "position", "pool"), COMBINATIONS)
+    def test_training_and_predicting_agree_whichever_kernel_they_use(self, kind, position, pool, monkeypatch):
+        config = tiny_config(kind, position=position, **POOLS[pool])
+        model, pixels = tiny_model(config), pictures(config)
+        with torch.inference_mode():
+            predicted = model(pixels)
+        gradients = []
+        for length in (512, 0):
+            monkeypatch.setattr(encoder, "PLAIN_LENGTH", length)
+            out = model(pixels)
+            torch.testing.assert_close(out.detach(), predicted, rtol=1e-5, atol=1e-5)
+            gradients.append(torch.autograd.grad(out.mean(), list(model.parameters())))
+        for plain, fused in zip(*gradients, strict=True):
+            torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_gradients_are_those_of_finite_differences(self, kind):
+        small = {"patch_size": (2, 2), "kernels": (3, 3), "token_width": 2, "image_size": (4, 6)}
+        config = tiny_config(kind, **small, channels=1, width=4, heads=2, depth=1, outputs=2, pool="class")
+        model = tiny_model(config).double()
+        names, weights = zip(*model.named_parameters(), strict=True)
+
+        def answer(pixels: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+            return torch.func.functional_call(model, dict(zip(names, values, strict=True)), pixels)
+
+        pixels = pictures(config, count=1).double().requires_grad_()
+        assert torch.autograd.gradcheck(answer, (pixels, *weights), fast_mode=True)
+
+    def test_value_skip_changes_the_encoder_only(self):
+        config = tiny_config("t2t")
+        plain, skipping = tiny_model(config), tiny_model(dataclasses.replace(config, value_skip=True))
+        pixels = pictures(config)
+        assert torch.equal(plain.tokenizer(pixels)[0], skipping.tokenizer(pixels)[0])
+        assert not torch.allclose(plain(pixels), skipping(pixels))
+
+    @pytest.mark.parametrize("outputs", [1, 2, 17])
+    @pytest.mark.parametrize("hidden", [0, 6])
+    def test_the_head_gives_any_number_of_outputs(self, outputs, hidden):
+        config = tiny_config(outputs=outputs, head_hidden=hidden)
+        assert tiny_model(config)(pictures(config)).shape == (2, outputs)
+
+    def test_a_hidden_layer_of_the_head_is_a_tanh(self):
+        config = tiny_config(head_hidden=6)
+        model, pixels = tiny_model(config), pictures(config)
+        first, last = (module for module in model.head.modules() if isinstance(module, torch.nn.Linear))
+        hidden = torch.tanh(model.features(pixels) @ first.weight.T + first.bias)
+        torch.testing.assert_close(model(pixels), hidden @ last.weight.T + last.bias, rtol=0, atol=1e-6)
+
+
+class TestWrongPixels:
+    def test_a_size_that_does_not_divide_says_which_would(self):
+        model = tiny_model(tiny_config("patch"))
+        with pytest.raises(InputError, match=r"13×40 .*height 12 or 16 would"):
+            model(torch.zeros(1, 3, 13, 40))
+
+    def test_a_size_too_small_for_soft_splits_says_so(self):
+        model = tiny_model(tiny_config("t2t", kernels=(7, 3)))
+        with pytest.raises(InputError, match=r"2×20 is too small .* at least 3×3"):
+            model(torch.zeros(1, 3, 2, 20))
+
+    @pytest.mark.parametrize("shape", [(2, 1, 12, 40), (3, 12, 40), (2, 12, 40, 3)])
+    def test_other_channels_or_dimensions_are_named(self, shape):
+        with pytest.raises(InputError, match=r"expected \(batch, 3, height, width\)"):
+            tiny_model(tiny_config())(torch.zeros(shape))
+
+
+class TestCreate:
+    def test_equal_seeds_give_equal_weights_and_others_do_not(self):
+        one, same, other = (create("vit_xs_8", seed=seed, outputs=4).state_dict() for seed in (3, 3, 4))
+        assert all(torch.equal(one[name], same[name]) for name in one)
+        assert not torch.equal(one["blocks.0.mlp.expand.weight"], other["blocks.0.mlp.expand.weight"])
+
+    def test_the_global_random_state_is_left_alone(self):
+        torch.manual_seed(5)
+        before = torch.get_rng_state()
+        create("vit_xs_8", seed=3)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_the_global_random_state_does_not_matter(self):
+        torch.manual_seed(1)
+        one = build(tiny_config("t2t"), seed=2).state_dict()
+        torch.manual_seed(2)
+        other = build(tiny_config("t2t"), seed=2).state_dict()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("hidden", [0, 6])
+    def test_a_fresh_model_answers_zero(self, kind, hidden):
+        config = tiny_config(kind, head_hidden=hidden)
+        assert torch.equal(build(config)(pictures(config)), torch.zeros(2, 5))
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_fresh_tokens_have_a_deviation_of_a_half(self, kind):
+        config = tiny_config(kind, kernels=(3,), width=256, image_size=(40, 64))
+        tokens, _ = build(config).tokenizer(pictures(config))
+        assert tokens.std().item() == pytest.approx(0.5, rel=0.1)
+
+    def test_the_public_name_takes_overrides(self):
+        model = vitreous.create("t2t_vit_xs_4", outputs=10, channels=1, image_size=(34, 50))
+        assert model(torch.zeros(1, 1, 34, 50)).shape == (1, 10)
+
+    def test_faults_are_input_errors(self):
+        with pytest.raises(InputError, match="did you mean"):
+            create("vit_xs8")
+        with pytest.raises(InputError, match="height 224 or 240 would"):
+            create("vit_b_16", image_size=(225, 224))
+
+
+class TestCounts:
+    def test_parameters_are_counted_once(self):
+        config = tiny_config("patch", depth=1, pool="class", position="learned", class_position=True)
+        block = 2 * 2 * 16 + (16 * 48 + 48) + (16 * 16 + 16) + (16 * 64 + 64) + (64 * 16 + 16)
+        patches, head = 3 * 32 * 16 + 16, 16 * 5 + 5
+        assert count_parameters(tiny_model(config)) == patches + 16 + 16 * 16 + block + 2 * 16 + head
+
+    @pytest.mark.parametrize("size", [(12, 40), (24, 8)])
+    def test_multiply_accumulates_include_those_of_attention(self, size):
+        config = tiny_config("patch", depth=1)
+        n = config.grid(*size)[0] * config.grid(*size)[1]
+        block = n * 16 * 48 + 2 * n * n * 16 + n * 16 * 16 + 2 * n * 16 * 64
+        assert count_macs(config, *size) == n * 3 * 32 * 16 + block + 16 * 5
+
+    def test_the_list_of_presets_shows_the_size_that_was_asked_for_where_it_fits(self):
+        rows = {row["model"]: row for row in describe_presets("160x384", channels=1, outputs=10)}
+        assert set(rows) == set(vitreous.PRESETS)
+        assert rows["vit_s_16"]["size"] == (160, 384)
+        assert rows["vit_s_16"]["grid"] == (10, 24)
+        assert rows["vit_h_14"]["size"] == (224, 224)
+        assert rows["vit_xs_4"]["size"] == (32, 32)
+        wanted = dataclasses.replace(vitreous.PRESETS["vit_ti_16"], image_size=(160, 384), channels=1, outputs=10)
+        assert rows["vit_ti_16"]["macs"] == count_macs(wanted, 160, 384)
+
+    @pytest.mark.parametrize("size", ["large", "160x", ""])
+    def test_a_size_that_is_none_is_refused(self, size):
+        with pytest.raises(InputError, match="expected 224 or 160x384"):
+            describe_presets(size, channels=3, outputs=10)
+
+
+class TestTracing:
+    @pytest.mark.parametrize("pool", ["mean", "class"])
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_export_takes_any_batch_and_leaves_the_model_usable(self, kind, pool):
+        config = tiny_config(kind, pool=pool, position_temperature=9.5)  # whose table no other test has asked for
+        model = tiny_model(config)
+        batch = torch.export.Dim("batch", min=1, max=64)
+        exported = torch.export.export(model, (pictures(config),), dynamic_shapes={"pixels": {0: batch}}).module()
+        for count in (1, 2, 7):
+            pixels = pictures(config, count=count)
+            torch.testing.assert_close(exported(pixels), model(pixels), rtol=0, atol=1e-5)
+
+    def test_a_compiled_model_answers_the_same(self):
+        config = tiny_config("patch", pool="class")
+        model, pixels = tiny_model(config), pictures(config)
+        torch.testing.assert_close(torch.compile(model, backend="eager")(pixels), model(pixels), rtol=0, atol=1e-6)

@@ -1,0 +1,44 @@
+"""Models small enough to be built in a test."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitreous.model.config import ModelConfig
+from vitreous.model.vit import VisionTransformer
+
+KINDS: dict[str, dict[str, Any]] = {
+    "patch": {"tokenizer": "patch", "patch_size": (4, 8), "image_size": (12, 40)},
+    "t2t": {"tokenizer": "t2t", "kernels": (3, 3), "token_width": 8, "image_size": (12, 20)},
+}
+POSITIONS = ("sincos2d", "sinusoid", "learned", "none")
+POOLS: dict[str, dict[str, Any]] = {
+    "mean": {"pool": "mean"},
+    "class": {"pool": "class"},
+    "placed class": {"pool": "class", "class_position": True},
+}
+
+
+def tiny_config(kind: str = "patch", **fields: Any) -> ModelConfig:
+    """Two blocks of width 16, at a size that is not square."""
+    return ModelConfig(**{"width": 16, "depth": 2, "heads": 2, "outputs": 5, **KINDS[kind], **fields})
+
+
+def tiny_model(config: ModelConfig, seed: int = 0) -> VisionTransformer:
+    """With every weight drawn, so that every weight counts: a fresh model's head is zero, and answers 0."""
+    generator = torch.Generator().manual_seed(seed)
+    model = VisionTransformer(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3, generator=generator)
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.weight.add_(1)
+    return model
+
+
+def pictures(config: ModelConfig, size: tuple[int, int] | None = None, count: int = 2, seed: int = 1) -> torch.Tensor:
+    """Normalised pixels (B, C, H, W)."""
+    shape = (count, config.channels, *(size or config.image_size))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
