@@ -170,8 +170,10 @@ class ModelConfig:
         if sound("width", "heads") and self.position == "rope2d":
             expect(self.width // self.heads % 4 == 0, "the head width does not divide by 4, as rope2d needs")
         if self.position == "relative":
-            expect(self.position_at != "input", "relative positions work inside attention: expected position_at shared "
-                   "or every")
+            expect(
+                self.position_at != "input",
+                "relative positions work inside attention: expected position_at shared or every",
+            )
         if sound("pool"):
             no_token = self.class_position and not self.class_token
             expect(not no_token, "class_position without a class token: expected pool class")

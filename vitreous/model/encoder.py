@@ -108,7 +108,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (1603.09382): in training a branch is left out for a share of the pictures, the rest scaled up."""
+    """Stochastic depth (1603.09382): in training a branch is left out for a share of the pictures, others scaled up."""
 
     def __init__(self, rate: float):
         super().__init__()

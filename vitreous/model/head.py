@@ -9,7 +9,7 @@ from vitreous.model.encoder import MLP, attend
 
 
 class AttentionPool(nn.Module):
-    """A learned query that attends to all tokens, and an MLP on what it finds (Scaling Vision Transformers, 2106.04560)."""
+    """A learned query that attends to all tokens, and an MLP on what it finds (2106.04560)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -69,26 +69,30 @@ def resample(table: Tensor, base: Grid, grid: Grid, prefix: int = 0) -> Tensor:
     return torch.cat((first, image[0].flatten(1).T.to(table.dtype)))
 
 
-@functools.lru_cache(maxsize=64)
 def fixed_table(config: ModelConfig, grid: Grid) -> Tensor:
-    """(prefix + gh·gw, D) of the "sincos2d" or "sinusoid" embedding of a config on a grid."""
+    """What a fixed embedding gives on a grid: (prefix + gh·gw, D) to add, or the (2, …) rotation of "rope2d"."""
     tokens, prefix = grid[0] * grid[1], config.prefix
-    with torch.inference_mode(False):  # a table made while predicting may be used while training
-        if config.position == "sinusoid" and config.class_position:
-            return sinusoid(prefix + tokens, config.width)
-        if config.position == "sinusoid":
-            table = sinusoid(tokens, config.width)
-        else:
-            table = sincos2d(grid, config.width, config.grid(*config.image_size), config.position_temperature)
-        return F.pad(table, (0, 0, prefix, 0))
+    base = config.grid(*config.image_size)
+    if config.position == "rope2d":
+        return rope2d(grid, config.width // config.heads, base, config.position_temperature, prefix)
+    if config.position == "sincos2d":
+        return F.pad(sincos2d(grid, config.width, base, config.position_temperature), (0, 0, prefix, 0))
+    if config.class_position:
+        return sinusoid(prefix + tokens, config.width)
+    return F.pad(sinusoid(tokens, config.width), (0, 0, prefix, 0))
 
 
 @functools.lru_cache(maxsize=64)
-def fixed_rotation(config: ModelConfig, grid: Grid) -> Tensor:
-    """(2, prefix + gh·gw, head width / 2) of the "rope2d" embedding of a config on a grid."""
-    base = config.grid(*config.image_size)
-    with torch.inference_mode(False):
-        return rope2d(grid, config.width // config.heads, base, config.position_temperature, config.prefix)
+def kept_table(config: ModelConfig, grid: Grid) -> Tensor:
+    """`fixed_table`, worked out once: on the CPU and outside inference mode, whoever asks first."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        return fixed_table(config, grid)
+
+
+def table_on(config: ModelConfig, grid: Grid, like: Tensor) -> Tensor:
+    """The fixed table of a grid, on the device and in the type of the tokens."""
+    tracing = torch.compiler.is_compiling()  # then tensors are stand-ins, which must not be kept
+    return (fixed_table if tracing else kept_table)(config, grid).to(like)
 
 
 class LearnedTable(nn.Module):
@@ -174,12 +178,12 @@ class PositionEmbedding(nn.Module):
             return tokens
         if self.tables:
             return tokens + self.tables[layer % len(self.tables)](grid).to(tokens)
-        return tokens + fixed_table(self.config, grid).to(tokens)
+        return tokens + table_on(self.config, grid, tokens)
 
-    def relation(self, grid: Grid, layer: int, device: torch.device) -> Relation:
+    def relation(self, grid: Grid, layer: int, tokens: Tensor) -> Relation:
         """What the attention of a block is told of places."""
         if self.config.position == "relative":
             return Relation(bias=self.tables[layer % len(self.tables)](grid))
         if self.config.position == "rope2d":
-            return Relation(rotation=fixed_rotation(self.config, grid).to(device))
+            return Relation(rotation=table_on(self.config, grid, tokens))
         return Relation()

@@ -57,7 +57,7 @@ class VisionTransformer(nn.Module):
             tokens = torch.cat((first, tokens), 1)  # (B, prefix + N, D)
         for layer, block in enumerate(self.blocks):
             tokens = self.position(tokens, grid, layer)
-            tokens = block(tokens, self.position.relation(grid, layer, tokens.device))
+            tokens = block(tokens, self.position.relation(grid, layer, tokens))
         return tokens
 
 

@@ -119,13 +119,15 @@ GOOGLE_NAMES = (
 )
 
 
-def import_weights(path: str | Path, format: str = "auto", say: Callable[[str], None] = print, **hints: Any) -> VisionTransformer:
+def import_weights(
+    path: str | Path, format: str = "auto", say: Callable[[str], None] = print, **hints: Any
+) -> VisionTransformer:
     """A model from another project's checkpoint: timm, DeiT, DINOv2, transformers (file or folder), torchvision,
     Google's .npz, T2T-ViT's .pth.tar, or the article series' state dict.
 
     The format is told by the names, the config by the shapes. What they cannot tell is a hint, a field of
-    `ModelConfig`: `heads`, `image_size` (height, width), `norm_eps` …; the usual value is assumed, and said, where there
-    is one. `image_size` other than the checkpoint's resamples its position table, `channels` adapts the first layer (the
+    `ModelConfig`: `heads`, `image_size` (height, width), `norm_eps` …; the usual value is assumed, and said, where
+    there is one. `image_size` other than the checkpoint's resamples its position table, `channels` adapts the first layer (the
     mean over channels, repeated), `outputs` gives a fresh, zero head.
 
     Raises:
@@ -231,8 +233,11 @@ def _recognise(tensors: Tensors, name: str, path: str | Path) -> Format:
     for kind in FORMATS:
         if any(re.search(kind.mark, key) for key in tensors):
             return kind
-    raise InputError.listing(f"{path}: the names fit no format; they begin with:", list(tensors)[:5],
-                             f"known are {', '.join(kind.name for kind in FORMATS)}")
+    raise InputError.listing(
+        f"{path}: the names fit no format; they begin with:",
+        list(tensors)[:5],
+        f"known are {', '.join(kind.name for kind in FORMATS)}",
+    )
 
 
 def _translate(kind: Format, tensors: Tensors) -> tuple[Tensors, list[str]]:
@@ -253,7 +258,9 @@ def _translate(kind: Format, tensors: Tensors) -> tuple[Tensors, list[str]]:
     return named, unknown
 
 
-def _derive(kind: Format, named: Tensors, hints: dict[str, Any], say: Callable[[str], None], path: str | Path) -> tuple[ModelConfig, Tensors]:
+def _derive(
+    kind: Format, named: Tensors, hints: dict[str, Any], say: Callable[[str], None], path: str | Path
+) -> tuple[ModelConfig, Tensors]:
     """The config that the shapes tell, and the tensors with what was asked for adapted."""
     fields: dict[str, Any] = {**kind.defaults}
     if any(name.startswith("tokenizer.transformers.") for name in named):
@@ -316,7 +323,14 @@ def _tokenizer_fields(named: Tensors, fields: dict[str, Any]):
         fields |= {"token_kind": "convolution", "channels": weight.shape[1], "token_width": weight.shape[0]}
         return
     stage = "tokenizer.transformers.0."
-    inputs, token_width = named[f"{stage}attention_norm.weight"].shape[0], named[f"{stage}projection.weight" if f"{stage}projection.weight" in named else f"{stage}attention.projection.weight"].shape[0]
+    inputs, token_width = (
+        named[f"{stage}attention_norm.weight"].shape[0],
+        named[
+            f"{stage}projection.weight"
+            if f"{stage}projection.weight" in named
+            else f"{stage}attention.projection.weight"
+        ].shape[0],
+    )
     fields |= {
         "token_kind": "performer" if f"{stage}kqv.weight" in named else "transformer",
         "token_width": token_width,
@@ -339,7 +353,10 @@ def _position_fields(named: Tensors, fields: dict[str, Any], hints: dict[str, An
         return
     rows = table.shape[0]
     asked = hints.get("image_size")
-    probe = ModelConfig(**{k: v for k, v in {**fields, **hints}.items() if k in ("tokenizer", "patch_size", "kernels")}, image_size=asked or (stride[0] * 64, stride[1] * 64))
+    probe = ModelConfig(
+        **{k: v for k, v in {**fields, **hints}.items() if k in ("tokenizer", "patch_size", "kernels")},
+        image_size=asked or (stride[0] * 64, stride[1] * 64),
+    )
     grid = probe.grid(*asked) if asked else None
     # With its own places for the prefix, without, or made for a square and to be resampled.
     for own in (tokens_of_prefix, 0):
@@ -349,7 +366,9 @@ def _position_fields(named: Tensors, fields: dict[str, Any], hints: dict[str, An
     else:
         own = next((own for own in (tokens_of_prefix, 0) if math.isqrt(rows - own) ** 2 == rows - own), None)
         if own is None:
-            raise InputError(f"the position table has {rows} rows, which are no square grid: give image_size=(height, width)")
+            raise InputError(
+                f"the position table has {rows} rows, which are no square grid: give image_size=(height, width)"
+            )
         base = (math.isqrt(rows - own),) * 2
         grid = grid or base
     fields["class_position"] = own > 0
@@ -382,11 +401,24 @@ def _adapt_channels(named: Tensors, fields: dict[str, Any], channels: int):
 
 def _join_prefix(tensors: Tensors) -> Tensors:
     """Class token, distillation token and registers as our rows of the prefix; the position table without its batch."""
-    names = ("cls_token", "class_token", "cls", "vit.embeddings.cls_token", "dist_token", "reg_token", "register_tokens")
+    names = (
+        "cls_token",
+        "class_token",
+        "cls",
+        "vit.embeddings.cls_token",
+        "dist_token",
+        "reg_token",
+        "register_tokens",
+    )
     parts = [tensors.pop(name).flatten(0, 1) for name in names if name in tensors]
     if parts:
         tensors["prefix"] = torch.cat(parts)
-    for name in ("pos_embed", "encoder.pos_embedding", "vit.embeddings.position_embeddings", "Transformer/posembed_input/pos_embedding"):
+    for name in (
+        "pos_embed",
+        "encoder.pos_embedding",
+        "vit.embeddings.position_embeddings",
+        "Transformer/posembed_input/pos_embedding",
+    ):
         if name in tensors:
             tensors[TABLE] = tensors.pop(name)[0]
     return tensors
@@ -454,8 +486,11 @@ def _prepare_google(tensors: Tensors) -> Tensors:
 
 def _transformers_hints(config: dict[str, Any]) -> dict[str, Any]:
     size = config.get("image_size")
-    hints = {"heads": config.get("num_attention_heads"), "norm_eps": config.get("layer_norm_eps"),
-             "image_size": (size, size) if isinstance(size, int) else tuple(size) if size else None}
+    hints = {
+        "heads": config.get("num_attention_heads"),
+        "norm_eps": config.get("layer_norm_eps"),
+        "image_size": (size, size) if isinstance(size, int) else tuple(size) if size else None,
+    }
     return {name: value for name, value in hints.items() if value is not None}
 
 
@@ -464,7 +499,13 @@ SERIES = {"norm_eps": 1e-5, "value_skip": True, "token_scale": "head"}
 FORMATS = (
     Format("series", r"neuralnet\.fc1|^patch_tokens\.", T2T_NAMES, SERIES, _prepare_series),
     Format("t2t", r"^tokens_to_token\.", T2T_NAMES, T2T, _prepare_t2t),
-    Format("transformers", r"^vit\.(embeddings|encoder|layers)\.", TRANSFORMERS_NAMES, {"norm_eps": 1e-12}, _prepare_transformers),
+    Format(
+        "transformers",
+        r"^vit\.(embeddings|encoder|layers)\.",
+        TRANSFORMERS_NAMES,
+        {"norm_eps": 1e-12},
+        _prepare_transformers,
+    ),
     Format("torchvision", r"^encoder\.layers\.encoder_layer_0\.", TORCHVISION_NAMES, {"norm_eps": 1e-6}, _join_prefix),
     Format("google", r"^Transformer/encoderblock_0/", GOOGLE_NAMES, {"norm_eps": 1e-6}, _prepare_google),
     Format("timm", r"^blocks\.(chunk\.)?0\.", TIMM_NAMES, {"norm_eps": 1e-6}, _prepare_timm),
