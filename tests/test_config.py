@@ -143,8 +143,8 @@ class TestJson:
         assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
     def test_a_field_of_another_version_is_named(self):
-        with pytest.raises(InputError, match="registers"):
-            ModelConfig.from_json({**ModelConfig().to_json(), "registers": 4})
+        with pytest.raises(InputError, match="experts"):
+            ModelConfig.from_json({**ModelConfig().to_json(), "experts": 4})
 
 
 class TestPresets:
@@ -178,7 +178,7 @@ class TestPresets:
         assert config == dataclasses.replace(PRESETS["vit_s_16"], outputs=10, channels=1, image_size=(96, 160))
 
     @pytest.mark.parametrize(
-        ("name", "near"), [("vit_b16", "vit_b_16"), ("vit-s-16", "vit_s_16"), ("t2t_vit_14", "t2t_vit_t_14")]
+        ("name", "near"), [("vit_b16", "vit_b_16"), ("vit-s-16", "vit_s_16"), ("t2t_vit_t14", "t2t_vit_t_14")]
     )
     def test_an_unknown_name_suggests_near_ones(self, name, near):
         with pytest.raises(InputError, match=f"did you mean .*{near}"):

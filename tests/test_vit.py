@@ -6,21 +6,29 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_models import KINDS, POOLS, POSITIONS, pictures, tiny_config, tiny_model
+from tiny_models import KINDS, POOLS, POSITIONS, PREFIXES, pictures, tiny_config, tiny_model
 
 import vitreous
 from vitreous.errors import InputError
 from vitreous.model import encoder
+from vitreous.model.config import ModelConfig
+from vitreous.model.head import DistilledHead, Head
 from vitreous.model.vit import build, count_macs, count_parameters, create, describe_presets
 
-COMBINATIONS = list(itertools.product(KINDS, POSITIONS, POOLS))
+COMBINATIONS = list(itertools.product(KINDS, POSITIONS, PREFIXES))
 
 
 class TestForward:
-    @pytest.mark.parametrize("channels", [1, 3, 8])
     @pytest.mark.parametrize(("kind", "position", "pool"), COMBINATIONS)
-    def test_every_combination_answers_on_its_grid_and_on_others_and_learns(self, kind, position, pool, channels):
-        config = tiny_config(kind, position=position, channels=channels, **POOLS[pool])
+    def test_every_combination_answers_on_its_grid_and_on_others_and_learns(self, kind, position, pool):
+        self.check(tiny_config(kind, channels=1, **POSITIONS[position], **PREFIXES[pool]))
+
+    @pytest.mark.parametrize("channels", [3, 8])
+    @pytest.mark.parametrize(("kind", "position"), itertools.product(KINDS, POSITIONS))
+    def test_every_tokenizer_and_position_takes_any_number_of_channels(self, kind, position, channels):
+        self.check(tiny_config(kind, channels=channels, **POSITIONS[position], pool="class"))
+
+    def check(self, config: ModelConfig):
         model = tiny_model(config)
         for size in (config.image_size, (24, 16), (8, 40)):
             pixels = pictures(config, size).requires_grad_()
@@ -34,21 +42,22 @@ class TestForward:
             still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
             assert still == []
 
-    @pytest.mark.parametrize("pool", POOLS)
+    @pytest.mark.parametrize("pool", ["mean", "class", "placed class"])
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_tokens_position_blocks_norm_read_out_head(self, kind, pool):
         config = tiny_config(kind, position="learned", **POOLS[pool])
         model, pixels = tiny_model(config), pictures(config)
         tokens, _ = model.tokenizer(pixels)
-        rows = model.get_parameter("position.table")
+        rows = model.get_parameter("position.tables.0.table")
         if pool == "mean":
             tokens = tokens + rows
         else:
-            first = model.get_parameter("class_token").repeat(2, 1, 1)
+            first = model.get_parameter("prefix").repeat(2, 1, 1)
             tokens = torch.cat((first, tokens + rows), 1) if pool == "class" else torch.cat((first, tokens), 1) + rows
         for block in model.blocks:
             tokens = block(tokens)
-        tokens = F.layer_norm(tokens, (16,), model.norm.weight, model.norm.bias, config.norm_eps)
+        weight, bias = model.get_parameter("norm.weight"), model.get_parameter("norm.bias")
+        tokens = F.layer_norm(tokens, (16,), weight, bias, config.norm_eps)
         read = tokens.mean(1) if pool == "mean" else tokens[:, 0]
         torch.testing.assert_close(model.features(pixels), read, rtol=0, atol=1e-5)
         torch.testing.assert_close(model(pixels), model.head(read), rtol=0, atol=1e-5)
@@ -59,9 +68,9 @@ class TestForward:
         model, pixels = tiny_model(config), pictures(config, count=4)
         torch.testing.assert_close(model(pixels)[2], model(pixels[2:3])[0], rtol=0, atol=1e-5)
 
-    @pytest.mark.parametrize(("kind", "position", "pool"), COMBINATIONS)
+    @pytest.mark.parametrize(("kind", "position", "pool"), itertools.product(KINDS, POSITIONS, POOLS))
     def test_training_and_predicting_agree_whichever_kernel_they_use(self, kind, position, pool, monkeypatch):
-        config = tiny_config(kind, position=position, **POOLS[pool])
+        config = tiny_config(kind, **POSITIONS[position], **POOLS[pool])
         model, pixels = tiny_model(config), pictures(config)
         with torch.inference_mode():
             predicted = model(pixels)

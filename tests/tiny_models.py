@@ -11,12 +11,48 @@ from vitreous.model.vit import VisionTransformer
 KINDS: dict[str, dict[str, Any]] = {
     "patch": {"tokenizer": "patch", "patch_size": (4, 8), "image_size": (12, 40)},
     "t2t": {"tokenizer": "t2t", "kernels": (3, 3), "token_width": 8, "image_size": (12, 20)},
+    "performer": {
+        "tokenizer": "t2t",
+        "token_kind": "performer",
+        "kernels": (3, 3),
+        "token_width": 8,
+        "image_size": (12, 20),
+    },
+    "convolution": {
+        "tokenizer": "t2t",
+        "token_kind": "convolution",
+        "kernels": (3, 3),
+        "token_width": 8,
+        "image_size": (12, 20),
+    },
 }
-POSITIONS = ("sincos2d", "sinusoid", "learned", "none")
+POSITIONS: dict[str, dict[str, Any]] = {
+    "none": {"position": "none"},
+    "rope2d": {"position": "rope2d"},
+    **{
+        f"{position} at {place}": {"position": position, "position_at": place}
+        for position in ("sincos2d", "sinusoid", "learned", "learned2d", "relative")
+        for place in ("input", "every", "shared")
+        if (position, place) != ("relative", "input")
+    },
+}
 POOLS: dict[str, dict[str, Any]] = {
     "mean": {"pool": "mean"},
     "class": {"pool": "class"},
     "placed class": {"pool": "class", "class_position": True},
+    "attention": {"pool": "attention"},
+}
+PREFIXES: dict[str, dict[str, Any]] = {
+    **POOLS,
+    **{f"{pool}, registers": {**fields, "registers": 2} for pool, fields in POOLS.items()},
+    "class, distillation": {"pool": "class", "distillation": True},
+    "placed class, distillation": {"pool": "class", "distillation": True, "class_position": True},
+    "placed class, distillation, registers": {
+        "pool": "class",
+        "distillation": True,
+        "class_position": True,
+        "registers": 2,
+    },
 }
 
 
@@ -28,12 +64,14 @@ def tiny_config(kind: str = "patch", **fields: Any) -> ModelConfig:
 def tiny_model(config: ModelConfig, seed: int = 0) -> VisionTransformer:
     """With every weight drawn, so that every weight counts: a fresh model's head is zero, and answers 0."""
     generator = torch.Generator().manual_seed(seed)
-    model = VisionTransformer(config).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # for the directions of a performer, which are no parameters
+        model = VisionTransformer(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3, generator=generator)
         for module in model.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.weight.add_(1)
     return model
 

@@ -16,6 +16,7 @@ CHOICES = {
     "position": ("sincos2d", "sinusoid", "learned", "learned2d", "relative", "rope2d", "none"),
     "position_at": ("input", "every", "shared"),
     "pool": ("mean", "class", "attention"),
+    "ablation": ("", "se", "ghost", "dense"),
 }
 
 
@@ -51,6 +52,7 @@ class ModelConfig:
     norm: str = "layer"  # LayerNorm, or rms for RMSNorm
     norm_eps: float = 1e-6
     layer_scale: float = 0.0  # start of a learned factor a column on each branch; 0: none
+    ablation: str = ""  # other blocks in the encoder, of `ablations.py`: se, ghost or dense
     drop_path: float = 0.0  # stochastic depth: the share of pictures that skip the last block's branches, in training
 
     registers: int = 0  # learned tokens that carry no answer (2309.16588)

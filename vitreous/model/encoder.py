@@ -142,7 +142,7 @@ class EncoderBlock(nn.Module):
         )
         self.attention_branch = make_branch(config, rate)
         self.mlp_norm = make_norm(config)
-        self.mlp = MLP(D, int(D * config.mlp_ratio), gated=config.mlp == "swiglu")
+        self.mlp = MLP(D, round(D * config.mlp_ratio), gated=config.mlp == "swiglu")
         self.mlp_branch = make_branch(config, rate)
 
     def forward(self, tokens: Tensor, relation: Relation = Relation()) -> Tensor:  # noqa: B008
@@ -151,10 +151,10 @@ class EncoderBlock(nn.Module):
         return tokens + self.mlp_branch(self.mlp(self.mlp_norm(tokens)))
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    """The norm of a config: LayerNorm (1607.06450) or RMSNorm (1910.07467)."""
+def make_norm(config: ModelConfig, width: int = 0) -> nn.Module:
+    """The norm of a config, of D or another width: LayerNorm (1607.06450) or RMSNorm (1910.07467)."""
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(config.width, eps=config.norm_eps)
+    return kind(width or config.width, eps=config.norm_eps)
 
 
 def make_branch(config: ModelConfig, rate: float) -> nn.Sequential:

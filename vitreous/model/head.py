@@ -9,7 +9,7 @@ from vitreous.model.encoder import MLP, attend
 
 
 class AttentionPool(nn.Module):
-    """A learned query that attends to all tokens, and an MLP on what it finds (2106.04560)."""
+    """A learned query that attends to the tokens of the picture, and an MLP on what it finds (2106.04560)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -21,7 +21,7 @@ class AttentionPool(nn.Module):
         self.kv = nn.Linear(D, 2 * D)
         self.projection = nn.Linear(D, D)
         self.mlp_norm = nn.LayerNorm(D, eps=config.norm_eps)
-        self.mlp = MLP(D, int(D * config.mlp_ratio))
+        self.mlp = MLP(D, round(D * config.mlp_ratio))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
@@ -33,7 +33,7 @@ class AttentionPool(nn.Module):
 
 
 class Pool(nn.Module):
-    """What the head reads: the class token, the mean of the picture's tokens, or what attention pools."""
+    """What the head reads: the class token, the mean of the picture's tokens, or what attention pools of them."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -42,21 +42,22 @@ class Pool(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, prefix + N, D) -> (B, D); with a distillation token (B, 2, D), the class token's first."""
-        if self.attention is not None:
-            return self.attention(tokens)
         if self.config.distillation:
             return tokens[:, :2]
-        return tokens[:, 0] if self.config.class_token else tokens[:, self.config.prefix :].mean(1)
+        if self.config.class_token:
+            return tokens[:, 0]
+        tokens = tokens[:, self.config.prefix :]  # (B, N, D)
+        return tokens.mean(1) if self.attention is None else self.attention(tokens)
 
 
 class Head(nn.Module):
     """One linear layer, or with a hidden layer and tanh before it, as the ViT paper pre-trains."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, width: int = 0):
         super().__init__()
-        inputs = config.head_hidden or config.width
-        self.hidden = nn.Linear(config.width, config.head_hidden) if config.head_hidden else None
-        self.outputs = nn.Linear(inputs, config.outputs)
+        width = width or config.width
+        self.hidden = nn.Linear(width, config.head_hidden) if config.head_hidden else None
+        self.outputs = nn.Linear(config.head_hidden or width, config.outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, outputs)."""

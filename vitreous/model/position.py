@@ -77,9 +77,13 @@ def fixed_table(config: ModelConfig, grid: Grid) -> Tensor:
         return rope2d(grid, config.width // config.heads, base, config.position_temperature, prefix)
     if config.position == "sincos2d":
         return F.pad(sincos2d(grid, config.width, base, config.position_temperature), (0, 0, prefix, 0))
-    if config.class_position:
-        return sinusoid(prefix + tokens, config.width)
-    return F.pad(sinusoid(tokens, config.width), (0, 0, prefix, 0))
+    own = config.positioned_prefix
+    return skip_unplaced(sinusoid(own + tokens, config.width), own, prefix)
+
+
+def skip_unplaced(table: Tensor, own: int, prefix: int) -> Tensor:
+    """Zeros after the first `own` rows, for the prefix tokens without a position: (own + N, D) -> (prefix + N, D)."""
+    return torch.cat((table[:own], table.new_zeros(prefix - own, table.shape[1]), table[own:]))
 
 
 @functools.lru_cache(maxsize=64)
@@ -107,9 +111,7 @@ class LearnedTable(nn.Module):
 
     def forward(self, grid: Grid) -> Tensor:
         """(prefix + N, D)."""
-        table = resample(self.table, self.base, grid, self.own)
-        missing = self.prefix - self.own  # registers, or all prefix tokens
-        return torch.cat((table[: self.own], table.new_zeros(missing, table.shape[1]), table[self.own :]))
+        return skip_unplaced(resample(self.table, self.base, grid, self.own), self.own, self.prefix)
 
 
 class LearnedAxes(nn.Module):

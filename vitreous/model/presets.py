@@ -7,31 +7,28 @@ from typing import Any
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 
-# An Image Is Worth 16×16 Words (2010.11929), table 1, with the Ti and S of its follow-ups, and one size for small data.
-VIT_SIZES: dict[str, dict[str, Any]] = {
+Fields = dict[str, Any]
+
+# An Image Is Worth 16×16 Words (2010.11929), table 1, with the Ti, S and g of its follow-ups, and one for small data.
+SIZES: dict[str, Fields] = {
     "xs": {"width": 192, "depth": 6, "heads": 3},
     "ti": {"width": 192, "depth": 12, "heads": 3},
     "s": {"width": 384, "depth": 12, "heads": 6},
     "b": {"width": 768, "depth": 12, "heads": 12},
     "l": {"width": 1024, "depth": 24, "heads": 16},
     "h": {"width": 1280, "depth": 32, "heads": 16},
+    "g": {"width": 1408, "depth": 40, "heads": 16, "mlp_ratio": 6144 / 1408},
 }
-PATCHES = {
-    "xs": (1, 2, 4, 8, 16),
-    "ti": (8, 16),
-    "s": (8, 14, 16, 32),
-    "b": (8, 14, 16, 32),
-    "l": (14, 16, 32),
-    "h": (14,),
-}
+PATCHES = {"xs": (1, 2, 4, 8, 16)}  # of other sizes: 8, 14, 16 and 32
 
-# Tokens-to-Token ViT (2101.11986), table 1: transformer kind.
-T2T_SIZES: dict[str, dict[str, Any]] = {
-    "14": {"width": 384, "depth": 14, "heads": 6},
-    "19": {"width": 448, "depth": 19, "heads": 7},
-    "24": {"width": 512, "depth": 24, "heads": 8},
-}
-T2T_PAPER: dict[str, Any] = {
+# DeiT (2012.12877), DeiT-III (2204.07118), DINOv2 (2304.07193) and its registers (2309.16588).
+DEIT: Fields = {"position": "learned", "class_position": True, "pool": "class"}
+DEIT3: Fields = {"position": "learned", "pool": "class", "layer_scale": 1e-4}
+DINOV2: Fields = {**DEIT, "image_size": (518, 518), "layer_scale": 1e-5}
+DINOV2_G: Fields = {"width": 1536, "depth": 40, "heads": 24, "mlp": "swiglu", "mlp_ratio": 8 / 3}
+
+# Tokens-to-Token ViT (2101.11986), tables 1 and 6: the plain name is the performer, t the transformer.
+T2T: Fields = {
     "tokenizer": "t2t",
     "mlp_ratio": 3.0,
     "qkv_bias": False,
@@ -40,20 +37,70 @@ T2T_PAPER: dict[str, Any] = {
     "class_position": True,
     "pool": "class",
 }
-T2T_SMALL: dict[str, Any] = {**VIT_SIZES["xs"], "tokenizer": "t2t", "token_width": 32, "mlp_ratio": 3.0}
+T2T_SIZES: dict[str, Fields] = {
+    "7": {"width": 256, "depth": 7, "heads": 4, "mlp_ratio": 2.0},
+    "10": {"width": 256, "depth": 10, "heads": 4, "mlp_ratio": 2.0},
+    "12": {"width": 256, "depth": 12, "heads": 4, "mlp_ratio": 2.0},
+    "14": {"width": 384, "depth": 14, "heads": 6},
+    "19": {"width": 448, "depth": 19, "heads": 7},
+    "24": {"width": 512, "depth": 24, "heads": 8},
+    "14_wide": {"width": 768, "depth": 4, "heads": 12},
+    "14_resnext": {"width": 384, "depth": 14, "heads": 32},
+    "14_se": {"width": 384, "depth": 14, "heads": 6, "ablation": "se"},
+    "16_ghost": {"width": 384, "depth": 16, "heads": 6, "ablation": "ghost"},
+    "dense": {"width": 128, "depth": 19, "heads": 8, "mlp_ratio": 2.0, "ablation": "dense"},
+}
+T2T_SMALL: Fields = {**SIZES["xs"], "tokenizer": "t2t", "token_width": 32, "mlp_ratio": 3.0}
+
+# Vision Transformers, Explained: one head, one number, V + proj(A·V) everywhere.
+SERIES: Fields = {
+    "width": 768,
+    "depth": 12,
+    "heads": 1,
+    "channels": 1,
+    "outputs": 1,
+    "qkv_bias": False,
+    "value_skip": True,
+    "token_scale": "head",
+    "norm_eps": 1e-5,
+    "position": "sinusoid",
+    "class_position": True,
+    "pool": "class",
+}
+
+
+def _vit(size: str, patch: int, **fields) -> ModelConfig:
+    small = size == "xs" and patch < 16
+    return ModelConfig(
+        **{"image_size": (32, 32) if small else (224, 224), **SIZES.get(size, {}), **fields}, patch_size=(patch, patch)
+    )
 
 
 PRESETS: dict[str, ModelConfig] = {
-    **{
-        f"vit_{size}_{patch}": ModelConfig(
-            **values, patch_size=(patch, patch), image_size=(32, 32) if size == "xs" and patch < 16 else (224, 224)
-        )
-        for size, values in VIT_SIZES.items()
-        for patch in PATCHES[size]
-    },
+    **{f"vit_{size}_{patch}": _vit(size, patch) for size in SIZES for patch in PATCHES.get(size, (8, 14, 16, 32))},
     "t2t_vit_xs_4": ModelConfig(**T2T_SMALL, kernels=(3, 3), image_size=(32, 32)),
     "t2t_vit_xs_16": ModelConfig(**T2T_SMALL, kernels=(7, 3, 3)),
-    **{f"t2t_vit_t_{name}": ModelConfig(**T2T_PAPER, **values) for name, values in T2T_SIZES.items()},
+    **{
+        f"t2t_vit_{name}": ModelConfig(**{**T2T, **fields}, token_kind="performer")
+        for name, fields in T2T_SIZES.items()
+    },
+    **{f"t2t_vit_t_{name}": ModelConfig(**{**T2T, **T2T_SIZES[name]}) for name in ("14", "19", "24")},
+    "t2t_vit_c_14": ModelConfig(**{**T2T, **T2T_SIZES["14"]}, token_kind="convolution"),
+    **{f"deit_{size}_16": _vit(size, 16, **DEIT) for size in ("ti", "s", "b")},
+    **{f"deit_distilled_{size}_16": _vit(size, 16, **DEIT, distillation=True) for size in ("ti", "s", "b")},
+    **{
+        f"deit3_{size}_{patch}": _vit(size, patch, **DEIT3)
+        for size, patch in (("s", 16), ("b", 16), ("l", 16), ("h", 14))
+    },
+    **{
+        f"dinov2{'_reg' if registers else ''}_{size}_14": _vit(
+            size, 14, **DINOV2, registers=registers, **(DINOV2_G if size == "g" else {})
+        )
+        for registers in (0, 4)
+        for size in ("s", "b", "l", "g")
+    },
+    "series_vit": ModelConfig(**SERIES, image_size=(400, 100), patch_size=(50, 50)),
+    "series_t2t_vit": ModelConfig(**SERIES, image_size=(1700, 500), tokenizer="t2t", kernels=(31, 3, 3)),
 }
 
 

@@ -33,7 +33,7 @@ class TokenTransformer(nn.Module):
         self.attention_norm = nn.LayerNorm(inputs, eps=config.norm_eps)
         self.attention = Attention(inputs, width, heads, qkv_bias=False, scale=scale, value_skip=True)
         self.mlp_norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.mlp = MLP(width, int(width * config.token_mlp_ratio))
+        self.mlp = MLP(width, round(width * config.token_mlp_ratio))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, inputs) -> (B, N, token width)."""
@@ -56,7 +56,7 @@ class TokenPerformer(nn.Module):
         self.register_buffer("directions", torch.empty(features, width))
         nn.init.orthogonal_(self.directions, gain=features**0.5)
         self.mlp_norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.mlp = MLP(width, int(width * config.token_mlp_ratio))
+        self.mlp = MLP(width, round(width * config.token_mlp_ratio))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, inputs) -> (B, N, token width)."""

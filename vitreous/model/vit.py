@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitreous.errors import InputError
+from vitreous.model import ablations
 from vitreous.model.config import ModelConfig
 from vitreous.model.encoder import EncoderBlock, make_norm
 from vitreous.model.head import DistilledHead, Head, Pool
@@ -28,10 +29,10 @@ class VisionTransformer(nn.Module):
         self.tokenizer = make_tokenizer(config)
         self.prefix = nn.Parameter(torch.empty(config.prefix, config.width)) if config.prefix else None
         self.position = PositionEmbedding(config)
-        self.blocks = nn.ModuleList(EncoderBlock(config, layer) for layer in range(config.depth))
-        self.norm = make_norm(config)
+        self.blocks, width = make_blocks(config)
+        self.norm = make_norm(config, width)
         self.pool = Pool(config)
-        self.head = DistilledHead(config) if config.distillation else Head(config)
+        self.head = DistilledHead(config) if config.distillation else Head(config, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, C, H, W) -> outputs (B, outputs)."""
@@ -136,6 +137,13 @@ def describe_presets(size: str, channels: int, outputs: int) -> list[dict[str, A
             }
         )
     return rows
+
+
+def make_blocks(config: ModelConfig) -> tuple[nn.ModuleList, int]:
+    """The blocks of the encoder, and the width of the tokens that leave them."""
+    if config.ablation:
+        return ablations.make_blocks(config)
+    return nn.ModuleList(EncoderBlock(config, layer) for layer in range(config.depth)), config.width
 
 
 def make_tokenizer(config: ModelConfig) -> PatchEmbedding | TokensToToken | ConvolutionTokens:
