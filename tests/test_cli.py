@@ -358,8 +358,8 @@ class TestRefusedData:
         np.save(data / "red" / "deep.npy", np.zeros((24, 32, 3), np.uint16))
         np.save(data / "red" / "five.npy", np.zeros((24, 32, 5), np.uint8))
         err = refused("train", data)
-        assert "red/deep.npy: uint16 pixels, where uint8 is expected" in err
-        assert "red/five.npy: 5 channels, where three channels (RGB) are expected" in err
+        assert "red/deep.npy: uint16 pixels, where the model expects uint8" in err
+        assert "red/five.npy: 5 channels, where the model expects three channels (RGB)" in err
 
     def table(self, tmp_path: Path, *rows: str, head: str = "path,place") -> Path:
         path = tmp_path / "blobs" / "table.csv"
@@ -415,8 +415,8 @@ class TestRefusedData:
         np.save(tmp_path / "five.npy", np.zeros((24, 32, 5), np.uint8))
         err = refused("predict", shapes_run, tmp_path / "deep.npy", tmp_path / "five.npy", "--out", "x.csv")
         assert "no picture could be used:" in err
-        assert "deep.npy: uint16 pixels, where uint8 is expected" in err
-        assert "five.npy: 5 channels, where three channels (RGB) are expected" in err
+        assert "deep.npy: uint16 pixels, where the model expects uint8" in err
+        assert "five.npy: 5 channels, where the model expects three channels (RGB)" in err
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:

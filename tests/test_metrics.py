@@ -372,9 +372,9 @@ def test_too_few_samples_admit_every_class_and_every_value():
     assert metrics.conformal_threshold(np.tile([0.9, 0.1, 0.0], (9, 1)), np.zeros(9, int), 0.9) == pytest.approx(0.1)
 
 
-def test_the_most_probable_class_is_always_plausible():
-    members = metrics.plausible(np.array([[0.4, 0.35, 0.25], [0.9, 0.1, 0.0]]), 0.2)
-    assert members.tolist() == [[True, False, False], [True, False, False]]
+def test_where_no_class_passes_the_most_probable_that_hold_nine_tenths_are_plausible():
+    members = metrics.plausible(np.array([[0.4, 0.35, 0.2, 0.05], [0.9, 0.1, 0.0, 0.0], [0.02, 0.03, 0.75, 0.2]]), 0.2)
+    assert members.tolist() == [[True, True, True, False], [True, False, False, False], [False, False, True, True]]
 
 
 @pytest.mark.parametrize("coverage", [0, 1, 90])

@@ -161,8 +161,8 @@ class TestInfer:
             infer(RGB, RGB, four, RGB, deep, RGB)
         message = str(fault.value)
         assert message.startswith("2 of 6 pictures are of another kind")
-        assert "2.png: 4 channels, where three channels (RGB) are expected" in message
-        assert "4.png: uint16 pixels, where uint8 is expected" in message
+        assert "2.png: 4 channels, where the model expects three channels (RGB)" in message
+        assert "4.png: uint16 pixels, where the model expects uint8" in message
 
     def test_a_conversion_that_is_asked_for_is_allowed(self):
         assert infer(RGB, GREY, Facts(20, 20, 4, "uint8"), channels=1).channels == 1
@@ -173,7 +173,7 @@ class TestInfer:
             infer(RGB, Facts(20, 20, 3, "float32"), depth="uint8")
 
     def test_bands_are_never_made_up(self):
-        with pytest.raises(InputError, match=r"0\.png: one channel \(grey\), where 8 channels are expected"):
+        with pytest.raises(InputError, match=r"0\.png: one channel \(grey\), where the model expects 8 channels"):
             infer(GREY, channels=8)
 
 
@@ -211,13 +211,13 @@ class TestRead:
     @pytest.mark.parametrize(
         ("picture", "model", "words"),
         [
-            (noise(16, 16, 3), {"channels": 1}, "three channels (RGB), where one channel (grey) are expected"),
-            (noise(16, 16), {"channels": 4}, "one channel (grey), where 4 channels are expected"),
-            (noise(16, 16, 4), {}, "4 channels, where three channels (RGB)"),
-            (noise(16, 16, 3, depth="uint16"), {}, "uint16 pixels, where uint8 is expected"),
-            (noise(16, 16, 3), {"depth": "uint16"}, "uint8 pixels, where uint16 is expected"),
-            (noise(16, 16, 3, depth="float32"), {"convert": True}, "float32 pixels, where uint8 is expected"),
-            (noise(16, 16, 3), {"depth": "float32", "convert": True}, "uint8 pixels, where float32 is expected"),
+            (noise(16, 16, 3), {"channels": 1}, "three channels (RGB), where the model expects one channel (grey)"),
+            (noise(16, 16), {"channels": 4}, "one channel (grey), where the model expects 4 channels"),
+            (noise(16, 16, 4), {}, "4 channels, where the model expects three channels (RGB)"),
+            (noise(16, 16, 3, depth="uint16"), {}, "uint16 pixels, where the model expects uint8"),
+            (noise(16, 16, 3), {"depth": "uint16"}, "uint8 pixels, where the model expects uint16"),
+            (noise(16, 16, 3, depth="float32"), {"convert": True}, "float32 pixels, where the model expects uint8"),
+            (noise(16, 16, 3), {"depth": "float32", "convert": True}, "uint8 pixels, where the model expects float32"),
             (noise(16, 16, 4), {"convert": True}, "4 channels"),
         ],
     )

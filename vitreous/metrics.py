@@ -321,11 +321,20 @@ def conformal_threshold(probabilities: np.ndarray, targets: np.ndarray, coverage
     return min(threshold, 1.0)
 
 
-def plausible(probabilities: np.ndarray, threshold: float) -> np.ndarray:
-    """Boolean (n, K): the classes with 1 - p ≤ threshold, and always the most probable one."""
+def plausible(probabilities: np.ndarray, threshold: float, coverage: float = 0.9) -> np.ndarray:
+    """Boolean (n, K): the classes with 1 - p ≤ threshold; where there is none, the most probable that hold `coverage`.
+
+    A picture without a class of its own is a doubtful one, not one without answer; the promise only gains by it.
+    """
     probabilities = np.asarray(probabilities, np.float64)
     members = 1 - probabilities <= threshold
-    members[np.arange(len(members)), probabilities.argmax(axis=1)] = True
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    before = np.cumsum(np.take_along_axis(probabilities, order, 1), axis=1)
+    before -= np.take_along_axis(probabilities, order, 1)  # what the more probable classes hold
+    doubtful = ~members.any(axis=1)
+    likely = np.empty_like(members)
+    np.put_along_axis(likely, order, before < coverage, 1)
+    members[doubtful] = likely[doubtful]
     return members
 
 

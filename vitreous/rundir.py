@@ -4,7 +4,7 @@ config.json         all that rebuilds the model: model, input, task, training op
 plan.json           the plan of the run, fixed before its first step
 split.csv           path, digest and split of every picture
 model.safetensors   the final weights (their exponential moving average)
-calibration.json    temperature and conformal thresholds, from the validation split
+validation.json     what the validation split tells: metrics, and the calibration of the answers
 last/               checkpoints with all that an exact resume needs
 metrics.csv  log.txt  curves.png  confusion.png  batch.png  worst.png
 """
@@ -74,6 +74,9 @@ class RunDir:
                 f"{folder} exists: expected a new or empty folder for --out; "
                 f"`vitreous train --resume {folder}` goes on with a run"
             )
+        parent = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not os.access(parent, os.W_OK):
+            raise InputError(f"{folder} cannot be made: {parent} may not be written to; choose another --out")
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> "RunDir":

@@ -59,10 +59,10 @@ class InputSpec:
         """Raises `InputError` where a picture has other channels or another depth than the model was made for."""
         grey_to_rgb = facts.channels == 1 and self.channels == 3
         if facts.channels != self.channels and not grey_to_rgb and not (self.convert and self.channels == 1):
-            raise InputError(f"{name}: {_channels(facts.channels)}, where {_channels(self.channels)} are expected")
+            raise InputError(f"{name}: {_channels(facts.channels)}, where the model expects {_channels(self.channels)}")
         both_integer = "float32" not in (facts.depth, self.depth)
         if facts.depth != self.depth and not (self.convert and both_integer):
-            raise InputError(f"{name}: {facts.depth} pixels, where {self.depth} is expected")
+            raise InputError(f"{name}: {facts.depth} pixels, where the model expects {self.depth}")
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) in the depth's range -> float32 with mean 0 and deviation 1 over the training pictures."""
@@ -221,11 +221,8 @@ def _fit(aspect: float, side: float, stride: Size) -> Size:
         return abs(np.log(gh * sh / (gw * sw)) - aspect) + 0.5 * abs(np.log(gh * gw / tokens))
 
     most = int(tokens * 1.1)
-    rows = range(1, most + 1)
-    grids = {
-        (gh, gw) for gh in rows for gw in {max(1, int(tokens / gh)), max(1, round(tokens / gh))} if gh * gw <= most
-    }
-    gh, gw = min(sorted(grids), key=misfit)
+    grids = [(gh, gw) for gh in range(1, most + 1) for gw in range(1, most // gh + 1)]
+    gh, gw = min(grids, key=misfit)
     return gh * sh, gw * sw
 
 

@@ -92,7 +92,8 @@ class TrainConfig:
     # Steps between checkpoints; default: with every row of metrics
     save_every: int | None = None
 
-    def __post_init__(self):
+    def check(self) -> None:
+        """Raises `InputError` that lists every option out of its range."""
         faults = [
             f"{name} is {getattr(self, name)}: expected {expected}"
             for name, holds, expected in (
@@ -149,7 +150,9 @@ class TrainConfig:
         for name in ("init", "cache"):
             if isinstance(options.get(name), os.PathLike):
                 options[name] = os.fspath(options[name])
-        return cls(**options)
+        config = cls(**options)
+        config.check()
+        return config
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a JSON file."""

@@ -42,9 +42,12 @@ def train(
 
 def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, journal: Journal) -> Path:
     """Trains on data, into `out` or a new folder in runs/. Returns the run directory."""
+    config.check()
     torch.set_num_threads(choose_threads(config.threads))
-    if out is not None:
-        RunDir.check_free(out)
+    path = Path(out) if out is not None else _name(str(data), config)
+    RunDir.check_free(path)
+    if config.init is not None:
+        RunDir.open(config.init)
     device = choose_device(config.device)
     job = prepare(str(data), config, journal)
     model = build(job.model, config.seed)
@@ -52,7 +55,7 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
         _initialise(model, config.init, journal)
     plan = make_plan(job, config, model, device)
     _tell(model, job, plan, journal)
-    run = RunDir.create(out or _name(str(data), config))
+    run = RunDir.create(path)
     try:
         run.write_split(job.split)
         run.write_json("plan.json", plan.to_json())
@@ -60,12 +63,11 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
             run.write_weights(model.state_dict(), "initial.safetensors")
         run.write_json("config.json", _description(str(data), config, job))
         gallery.draw_batch(job, training_batches(job, plan)[0].make(0), run.path / "batch.png")
-        trained = fit(job, plan, model, run, journal)
+        return _fit_and_finish(job, plan, model, run, journal)
     except BaseException:
         if not any(run.path.glob("last/step-*")):  # nothing that could be resumed
             discard(run.path)
         raise
-    return _finish(job, plan, trained, run, journal)
 
 
 def resume_run(path: str | Path, journal: Journal) -> Path:
@@ -83,11 +85,16 @@ def resume_run(path: str | Path, journal: Journal) -> Path:
     model = build(job.model, plan.seed)
     if (run.path / "initial.safetensors").exists():
         model.load_state_dict(run.read_weights("initial.safetensors"))
-    return _finish(job, plan, fit(job, plan, model, run, journal), run, journal)
+    return _fit_and_finish(job, plan, model, run, journal)
 
 
-def _finish(job: Job, plan: Plan, model: nn.Module, run: RunDir, journal: Journal) -> Path:
-    """The final weights, what the validation split tells of them, and the figures."""
+def _fit_and_finish(job: Job, plan: Plan, model: nn.Module, run: RunDir, journal: Journal) -> Path:
+    """Training, the final weights, what the validation split tells of them, and the figures."""
+    try:
+        model = fit(job, plan, model, run, journal)
+    except KeyboardInterrupt:
+        journal.say(f"interrupted; vitreous train --resume {run.path} goes on")
+        raise
     run.write_weights(model.state_dict())
     outputs, targets = outputs_on(model, job, job.validation, plan, "fp32")
     calibration = Calibration.fit(job.task, outputs, targets)
