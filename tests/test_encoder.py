@@ -108,11 +108,11 @@ class TestAttention:
     def test_queries_and_keys_are_normalised_each_head_on_its_own(self):
         attention = Attention(10, 12, 3, qkv_bias=True, scale=0.4, norm_eps=1e-6)
         with torch.no_grad():
-            attention.q_norm.weight.copy_(drawn(4, seed=1))
-            attention.k_norm.bias.copy_(drawn(4, seed=2))
+            weight = attention.get_parameter("q_norm.weight").copy_(drawn(4, seed=1))
+            bias = attention.get_parameter("k_norm.bias").copy_(drawn(4, seed=2))
         tokens = drawn(2, 5, 10)
         q, k, v = attention.qkv(tokens).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
-        q, k = F.layer_norm(q, (4,)) * attention.q_norm.weight, F.layer_norm(k, (4,)) + attention.k_norm.bias
+        q, k = F.layer_norm(q, (4,)) * weight, F.layer_norm(k, (4,)) + bias
         expected = attention.projection(((q @ k.mT * 0.4).softmax(-1) @ v).transpose(1, 2).flatten(2))
         torch.testing.assert_close(attention(tokens), expected, rtol=0, atol=1e-4)
         twice = Attention(10, 12, 3, qkv_bias=False, scale=0.4, norm_eps=1e-12)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,7 @@ from vitreous.model.weights import import_weights
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "index.json").read_text("utf-8"))
 WEIGHTS = sorted(
-    file.name
-    for name in CASES
-    for file in GOLDEN.glob(f"{name}.*")
-    if not file.name.endswith(".expected.safetensors")
+    file.name for name in CASES for file in GOLDEN.glob(f"{name}.*") if not file.name.endswith(".expected.safetensors")
 )
 TOLERANCE = 1e-5
 
@@ -27,7 +25,9 @@ def case_of(file: str) -> str:
 
 
 def opened(file: str) -> tuple[VisionTransformer, dict[str, torch.Tensor]]:
-    hints = {name: tuple(v) if isinstance(v, list) else v for name, v in CASES[case_of(file)]["hints"].items()}
+    hints: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in CASES[case_of(file)]["hints"].items()
+    }
     model = import_weights(GOLDEN / file, say=lambda line: None, **hints)
     return model, load_file(GOLDEN / f"{case_of(file)}.expected.safetensors")
 

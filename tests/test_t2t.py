@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from tiny_models import KINDS, pictures, tiny_config, tiny_model
 
+from vitreous.errors import InputError
 from vitreous.model.patch import PatchEmbedding
-from vitreous.model.t2t import SoftSplit, TokensToToken, TokenTransformer
+from vitreous.model.t2t import ConvolutionTokens, SoftSplit, TokenPerformer, TokensToToken, TokenTransformer
 
 
 def by_loop(image: torch.Tensor, kernel: int, stride: int, padding: int) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -57,6 +58,89 @@ class TestTokenTransformer:
 
     def test_has_no_bias_in_its_queries_keys_and_values(self):
         assert TokenTransformer(27, tiny_config("t2t", qkv_bias=True)).attention.qkv.bias is None
+
+
+class TestTokenPerformer:
+    def performer(self, features: int = 4, width: int = 8) -> TokenPerformer:
+        generator = torch.Generator().manual_seed(0)
+        block = TokenPerformer(27, tiny_config("performer", token_width=width, norm_eps=1e-5))
+        with torch.no_grad():
+            for parameter in block.parameters():
+                parameter.normal_(std=0.2, generator=generator)
+            rows = [
+                torch.linalg.qr(torch.randn(width, width, generator=generator))[0] for _ in range(features // width)
+            ]
+            if rows:  # blocks of orthogonal directions as long as normal ones are
+                lengths = torch.randn(features, width, generator=generator).norm(dim=1, keepdim=True)
+                block.directions = torch.cat(rows) * lengths
+        return block
+
+    def test_follows_the_formula_token_by_token(self):
+        """y(i) = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j), φ(x)_r = exp(w_r·x - |x|²/2) / √m; then as the paper."""
+        block, tokens = self.performer(), torch.randn(2, 6, 27, generator=torch.Generator().manual_seed(1))
+        norm = block.attention_norm
+        k, q, v = block.kqv(F.layer_norm(tokens, (27,), norm.weight, norm.bias, 1e-5)).split(8, -1)
+
+        def phi(x: torch.Tensor) -> torch.Tensor:
+            return torch.stack([torch.exp(w @ x - x @ x / 2) for w in block.directions]) / 4**0.5
+
+        joined = torch.zeros_like(v)
+        for b in range(2):
+            for i in range(6):
+                weights = torch.stack([phi(q[b, i]) @ phi(k[b, j]) for j in range(6)])
+                joined[b, i] = (weights / (weights.sum() + 1e-8)) @ v[b]
+        x = v + block.projection(joined)
+        norm = block.mlp_norm
+        hidden = F.gelu(block.mlp.expand(F.layer_norm(x, (8,), norm.weight, norm.bias, 1e-5)))
+        torch.testing.assert_close(block(tokens), x + block.mlp.contract(hidden), rtol=0, atol=1e-5)
+
+    def test_with_many_features_it_nears_softmax_attention(self):
+        block, tokens = self.performer(8192), torch.randn(2, 6, 27, generator=torch.Generator().manual_seed(1))
+        k, q, v = block.kqv(block.attention_norm(tokens)).chunk(3, -1)
+        x = v + block.projection((q @ k.mT).softmax(-1) @ v)
+        exact = x + block.mlp(block.mlp_norm(x))
+        assert (block(tokens) - exact).abs().max() < 0.05 * exact.abs().max()
+        few = self.performer()
+        assert (few(tokens) - exact).abs().max() > (block(tokens) - exact).abs().max()
+
+    def test_its_directions_are_orthogonal_fixed_and_saved(self):
+        block = TokenPerformer(27, tiny_config("performer"))
+        assert block.directions.shape == (4, 8)
+        torch.testing.assert_close(block.directions @ block.directions.T, 4 * torch.eye(4), rtol=0, atol=1e-5)
+        assert "directions" in block.state_dict()
+        assert "directions" not in dict(block.named_parameters())
+
+    def test_has_one_head_alone(self):
+        with pytest.raises(InputError, match="expected token_heads 1"):
+            tiny_config("performer", token_heads=2)
+
+
+class TestConvolutionTokens:
+    @pytest.mark.parametrize("kernels", [(7, 3, 3), (3, 3), (5, 2), (7,)])
+    @pytest.mark.parametrize("size", [(32, 48), (33, 19), (25, 64)])
+    def test_its_grid_is_that_of_soft_splits(self, kernels, size):
+        config = tiny_config("convolution", kernels=kernels, image_size=(32, 32))
+        image, grid = torch.randn(2, 3, *size), size
+        tokens, got = ConvolutionTokens(config)(image)
+        for kernel in kernels:
+            _, grid = SoftSplit(kernel)(torch.zeros(1, 1, *grid))
+        assert got == grid
+        assert tokens.shape == (2, grid[0] * grid[1], 16)
+
+    def test_is_soft_splits_with_one_linear_layer_after_each(self):
+        config = tiny_config("convolution")
+        module = tiny_model(config).tokenizer
+        assert isinstance(module, ConvolutionTokens)
+        image = pictures(config)
+        tokens, grid = image, (0, 0)
+        for layer in (*module.convolutions, module.projection):
+            weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+            tokens, grid = SoftSplit(3)(image)
+            tokens = tokens @ weight.flatten(1).T + bias
+            image = tokens.mT.unflatten(2, grid)
+        got, got_grid = module(pictures(config))
+        assert got_grid == grid
+        torch.testing.assert_close(got, tokens, rtol=0, atol=1e-5)
 
 
 class TestTokensToToken:

@@ -86,7 +86,7 @@ class TrainingBatches:
     def make(self, step: int) -> Batch:
         """The batch of a step, the same whoever makes it and whenever."""
         numbers = self.order.batch(step)
-        generator = torch.Generator().manual_seed(_seed(self.order.seed, "augment", step))
+        generator = torch.Generator().manual_seed(seed_of(self.order.seed, "augment", step))
         pixels, targets = augment(
             self.store.gather(numbers),
             self.targets[numbers],
@@ -122,10 +122,11 @@ def plain_batches(
     return in_order(make, range(len(chunks)), workers)
 
 
-def _seed(seed: int, purpose: str, number: int) -> int:
+def seed_of(seed: int, purpose: str, number: int) -> int:
+    """The seed of one random choice: a hash of the run's seed, what it is for, and its number."""
     digest = hashlib.blake2b(f"{seed} {purpose} {number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def _rng(seed: int, purpose: str, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(_seed(seed, purpose, number)))
+    return np.random.Generator(np.random.Philox(seed_of(seed, purpose, number)))

@@ -1,4 +1,4 @@
-"""The naming of other projects' checkpoints: how each is recognised, what its names mean here, how it lays tensors out."""
+"""The namings of other projects' checkpoints: how each is recognised, what its names mean, how it lays tensors out."""
 
 import math
 import re
@@ -105,6 +105,7 @@ GOOGLE_NAMES = (
     (r"^Transformer/encoderblock_(\d+)/MlpBlock_3/Dense_0/", r"blocks.\1.mlp.expand."),
     (r"^Transformer/encoderblock_(\d+)/MlpBlock_3/Dense_1/", r"blocks.\1.mlp.contract."),
 )
+
 
 def recognise(tensors: Tensors, name: str, path: object) -> Format:
     """The format of that name, or with "auto" the one that the names of the tensors fit. Raises `InputError`."""

@@ -169,9 +169,9 @@ class PositionEmbedding(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        kind = LEARNED.get(config.position)
         count = config.depth if config.position_at == "every" else 1
-        self.tables = nn.ModuleList(kind(config) for _ in range(count if kind else 0))
+        learned = config.position in LEARNED
+        self.tables = nn.ModuleList(LEARNED[config.position](config) for _ in range(count) if learned)
 
     def forward(self, tokens: Tensor, grid: Grid, layer: int) -> Tensor:
         """(B, prefix + N, D) as they come to a block -> the same with what is added there."""

@@ -47,6 +47,8 @@ class TokenPerformer(nn.Module):
     softmax(q·k) is estimated by φ(q)·φ(k) with φ(x) = exp(x·w - |x|²/2) / √m over m fixed orthogonal directions w.
     """
 
+    directions: Tensor  # (m, width)
+
     def __init__(self, inputs: int, config: ModelConfig):
         super().__init__()
         width, features = config.token_width, config.token_width // 2

@@ -1,4 +1,4 @@
-"""Other projects' checkpoints: how they are read, and the config that their shapes tell; weights of one model in another.
+"""Other projects' checkpoints: how they are read, and the config that shapes tell; weights of one model in another.
 
 Files are opened as safetensors, as arrays without pickles, or by torch with `weights_only=True`, and in no other way.
 """
@@ -21,7 +21,7 @@ from torch import Tensor
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig, split_stride
 from vitreous.model.formats import TABLE, Format, Tensors, recognise, translate
-from vitreous.model.position import resample, sinusoid
+from vitreous.model.position import Grid, resample, sinusoid
 from vitreous.model.vit import VisionTransformer
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys under which checkpoints keep their weights
@@ -46,6 +46,7 @@ def import_weights(
         raise InputError(f"hints that are no fields of a model config: {', '.join(unknown)}")
     tensors, found = read_checkpoint(Path(path))
     hints = {**found, **{name: tuple(v) if isinstance(v, list) else v for name, v in hints.items()}}
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
     kind = recognise(tensors, format, path)
     named, unknown = translate(kind, tensors, hints)
     if faults := [f"left over: {name}" for name in unknown] + [f"missing: {name}" for name in _lacking(named)]:
@@ -65,7 +66,7 @@ def import_weights(
     ]
     if faults:
         raise InputError.listing(f"{path} does not fit the config that was derived from it:", faults)
-    weights = {name: named[name].float() if name in named else torch.zeros_like(own[name]) for name in own}
+    weights = {name: named[name] if name in named else torch.zeros_like(own[name]) for name in own}
     model.load_state_dict(weights)
     return model.eval()
 
@@ -126,7 +127,7 @@ def adapt(model: VisionTransformer, tensors: Tensors, config: ModelConfig) -> li
     return fresh
 
 
-def _regrid(config: ModelConfig, name: str, tensor: Tensor, base: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+def _regrid(config: ModelConfig, name: str, tensor: Tensor, base: Grid, grid: Grid) -> Tensor:
     """A tensor of a learned position embedding made for the grid `base`, for another grid; any other as it is."""
     match = re.fullmatch(r"position\.tables\.\d+\.(table|rows|columns)", name)
     if match is None:
@@ -144,7 +145,7 @@ def _open(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return load_file(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: torch.from_numpy(file[name]) for name in file.files}
     with torch.serialization.safe_globals([argparse.Namespace]):  # old checkpoints hold the arguments of their run
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -200,7 +201,7 @@ def _derive(
         for part in ("weight", "bias"):
             named[f"head.of_class.outputs.{part}"] = named.pop(f"head.outputs.{part}")
     _tokenizer_fields(named, fields, hints, say)
-    _position_fields(named, fields, hints)
+    _position_fields(named, fields, hints, say)
     head = named.get("head.of_class.outputs.weight" if distilled else "head.outputs.weight")
     if head is None and "outputs" not in hints:
         raise InputError(f"{path} has no head: say how many outputs it is to get, outputs=N")
@@ -237,9 +238,7 @@ def _tokenizer_fields(named: Tensors, fields: dict[str, Any], hints: dict[str, A
         kernels = fields["kernels"] = hints.get("kernels", (7, 3, 3))
         inputs, token_width = (named[f"{stage}{norm}.weight"].shape[0] for norm in ("attention_norm", "mlp_norm"))
         if inputs % kernels[0] ** 2:
-            raise InputError(
-                f"windows of {inputs} numbers are not made by a kernel of {kernels[0]}: give kernels=(…), one a soft split"
-            )
+            raise InputError(f"windows of {inputs} numbers are not made by a kernel of {kernels[0]}: give kernels=(…)")
         fields |= {
             "tokenizer": "t2t",
             "token_kind": "performer" if f"{stage}kqv.weight" in named else "transformer",
@@ -251,7 +250,7 @@ def _tokenizer_fields(named: Tensors, fields: dict[str, Any], hints: dict[str, A
         fields |= {"tokenizer": "patch", "channels": projection.shape[1], "patch_size": tuple(projection.shape[2:])}
 
 
-def _position_fields(named: Tensors, fields: dict[str, Any], hints: dict[str, Any]):
+def _position_fields(named: Tensors, fields: dict[str, Any], hints: dict[str, Any], say: Callable[[str], None]):
     """Which embedding the table is, the grid it was made for, and the table on the grid that was asked for.
 
     Rows of prefix tokens that have no position here (registers) are added to those tokens, once for all.
@@ -268,16 +267,25 @@ def _position_fields(named: Tensors, fields: dict[str, Any], hints: dict[str, An
     rows, prefix = table.shape[0], len(named.get("prefix", ()))
     placed = (fields["pool"] == "class") + fields["distillation"]  # that can have a position of their own
     grid = ModelConfig(**shape, image_size=asked).grid(*asked) if asked else None
-    # With places for class and distillation token, for every prefix token, for none; or made for a square.
+    # With places for class and distillation token, for every prefix token, for none.
     choices = [own for own in dict.fromkeys((placed, prefix, 0)) if rows > own]
-    if grid and (fit := [own for own in choices if rows - own == grid[0] * grid[1]]):
-        own, base = fit[0], grid
-    elif square := [own for own in choices if math.isqrt(rows - own) ** 2 == rows - own]:
-        own = square[0]
-        base = (math.isqrt(rows - own),) * 2
-    else:
+    if "class_position" in hints:
+        choices = [own for own in choices if (own > 0) == hints["class_position"]]
+    readings: list[tuple[int, Grid]] = []
+    for own in choices:
+        side = math.isqrt(rows - own)
+        grids: list[Grid] = [grid, (side, side)] if grid else [(side, side)]
+        readings += [(own, base) for base in dict.fromkeys(grids) if base[0] * base[1] == rows - own]
+    if not readings:
         raise InputError(
             f"the position table has {rows} rows, which are no square grid: give image_size=(height, width)"
+        )
+    (own, base), *others = readings
+    if others:
+        other_own, other = others[0]
+        say(
+            f"position table: {rows} rows taken as {base[0]}×{base[1]} places and {own} of prefix tokens, not "
+            f"{other[0]}×{other[1]} and {other_own}; class_position=… or leaving image_size out says otherwise"
         )
     if own > placed:
         named["prefix"] = torch.cat((named["prefix"][:placed], named["prefix"][placed:] + table[placed:own]))

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from vitreous import metrics
-from vitreous.data.batches import Batch, Order, TrainingBatches, plain_batches
+from vitreous.data.batches import Batch, Order, TrainingBatches, plain_batches, seed_of
 from vitreous.errors import InputError
+from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import Checkpoint, RunDir
 from vitreous.training.journal import Journal, read_rows, row_line
 from vitreous.training.optim import (
@@ -47,12 +48,12 @@ class Progress:
 class Learner:
     """What a step changes: the model, its moving average, the optimizer, and the progress; and how."""
 
-    def __init__(self, model: nn.Module, job: Job, plan: Plan):
+    def __init__(self, model: VisionTransformer, job: Job, plan: Plan):
         self.plan, self.device = plan, torch.device(plan.device)
         self.criterion = make_criterion(job.task, plan.smoothing, class_weights(job, plan))
-        self.model = model.to(self.device)
+        self.model = model.to(self.device).train()
         self.average: AveragedModel = make_average(model, plan.ema)
-        self.optimizer = make_optimizer(model, plan.lr, plan.weight_decay)
+        self.optimizer = make_optimizer(model, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze)
         self.progress = Progress()
 
     def checkpoint(self) -> Checkpoint:
@@ -66,7 +67,7 @@ class Learner:
         self.progress = Progress(step=checkpoint.step, **checkpoint.values)
 
 
-def fit(job: Job, plan: Plan, model: nn.Module, run: RunDir, journal: Journal) -> nn.Module:
+def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal) -> nn.Module:
     """Trains to the plan's last step, from the newest checkpoint of the run where there is one.
 
     Returns the moving average of the weights. An update that is not finite is not made; after five in a row training
@@ -114,7 +115,9 @@ def update(learner: Learner, batch: Batch) -> tuple[float, bool]:
     plan, device = learner.plan, learner.device
     rate = plan.rate(learner.progress.step) * learner.progress.rate_scale
     for group in learner.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]
+    if learner.model.config.drop_path:  # its choices follow from the seed and the step, as all others do
+        torch.manual_seed(seed_of(plan.seed, "drop path", learner.progress.step))
     total = torch.zeros((), device=device)
     pieces = zip(batch.pixels.chunk(plan.accumulate), batch.targets.chunk(plan.accumulate), strict=True)
     for pixels, targets in pieces:

@@ -6,10 +6,10 @@ import statistics
 import time
 
 import torch
-from torch import nn
 
 from vitreous.data.augment import resolve
 from vitreous.data.batches import Order
+from vitreous.model.vit import VisionTransformer
 from vitreous.training.loop import Learner, outputs_on, training_batches, update
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import (
@@ -26,7 +26,7 @@ MOST_ROWS = 100  # rows of metrics.csv that a run aims at
 TIMED_SECONDS = {"epochs": 1.0, "minutes": 4.0}  # that the timing of the first steps may take, by what it is for
 
 
-def make_plan(job: Job, config: TrainConfig, model: nn.Module, device: torch.device) -> Plan:
+def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: torch.device) -> Plan:
     """Fixes all that the run depends on. With `minutes` the number of steps follows from a short timing."""
     batch = min(config.batch or choose_batch(len(job.training)), len(job.training))
     draft = Plan(
@@ -37,6 +37,8 @@ def make_plan(job: Job, config: TrainConfig, model: nn.Module, device: torch.dev
         lr=config.lr or choose_rate(job.model.width, batch),
         warmup_steps=0,
         weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+        freeze=config.freeze,
         clip=config.clip,
         smoothing=config.smoothing,
         ema=0.0,
@@ -90,7 +92,7 @@ class Timing:
     row: float
 
 
-def _timed(job: Job, plan: Plan, model: nn.Module, seconds: float) -> Timing:
+def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float) -> Timing:
     """Some real steps, and a validation on two batches, with a copy that is thrown away."""
     learner = Learner(copy.deepcopy(model), job, plan)
     batches, _ = training_batches(job, plan)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vitreous.data.decode import Facts
 from vitreous.data.doctor import Scan, fast_findings, scan
-from vitreous.data.preprocess import InputSpec, infer_spec, parse_size, shrink
+from vitreous.data.preprocess import InputSpec, Size, infer_spec, parse_size, shrink
 from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import assign_splits
 from vitreous.data.store import PixelStore, UndecodableError, open_store
@@ -35,10 +35,16 @@ class Job:
     validation: np.ndarray
     split: list[SplitRow]
 
+    @property
+    def main_size(self) -> Size:
+        """The size (height, width) that most pictures take."""
+        return self.spec.sizes[int(np.bincount(self.store.which).argmax())]
 
-def prepare(data: str, config: TrainConfig, journal: Journal) -> Job:
+
+def prepare(data: str, config: TrainConfig, journal: Journal, origin: ModelConfig | None = None) -> Job:
     """Opens and examines the data, splits it, chooses sizes and model, decodes every picture once.
 
+    With `origin`, the config of a model that was trained before, that model is taken.
     Raises `InputError` for whatever would make the training wrong, with the files' names.
     """
     source = open_source(data, target=config.target, path_column=config.path_column, group=config.group)
@@ -63,7 +69,7 @@ def prepare(data: str, config: TrainConfig, journal: Journal) -> Job:
     used = np.flatnonzero(splits != "test")
     facts = _facts(found, used)
     shapes = [(fact.height, fact.width) for fact in facts]
-    model = choose_model(config.model, shapes, parse_size(config.size)[0])
+    model = origin or choose_model(config.model, shapes, parse_size(config.size)[0])
     spec = infer_spec(
         facts,
         [source.names[i] for i in used],
@@ -83,8 +89,10 @@ def prepare(data: str, config: TrainConfig, journal: Journal) -> Job:
             raise
         journal.say(f"{fault}\n--skip-bad: they are left out")
         keep = sorted(set(range(len(source))) - {int(used[i]) for i in fault.numbers})
-        return _prepare_rest(source, found, splits, keep, task, spec, model, config, journal)
-    return _with_statistics(job)
+        source, found, splits = source.only(keep), found.only(keep), splits[keep]
+        split = [SplitRow(*row) for row in zip(source.names, found.digests, splits.tolist(), strict=True)]
+        job = _job(source, found, split, task, spec, model, config, journal)
+    return _completed(job, made_for=origin.image_size if origin else job.main_size)
 
 
 def prepare_again(run: RunDir, journal: Journal) -> Job:
@@ -102,22 +110,6 @@ def prepare_again(run: RunDir, journal: Journal) -> Job:
         raise InputError.listing("the data changed since the run began; these pictures are others now:", changed)
     task, spec = Task.from_json(values["task"]), InputSpec.from_json(values["input"])
     return _job(source, found, split, task, spec, ModelConfig.from_json(values["model"]), config, journal)
-
-
-def _prepare_rest(
-    source: Source,
-    found: Scan,
-    splits: np.ndarray,
-    keep: list[int],
-    task: Task,
-    spec: InputSpec,
-    model: ModelConfig,
-    config: TrainConfig,
-    journal: Journal,
-) -> Job:
-    source, found = source.only(keep), found.only(keep)
-    split = [SplitRow(*row) for row in zip(source.names, found.digests, splits[keep].tolist(), strict=True)]
-    return _with_statistics(_job(source, found, split, task, spec, model, config, journal))
 
 
 def _job(
@@ -140,8 +132,6 @@ def _job(
     with journal.bar("decoding", len(part)) as progress:
         store = open_store(part, spec, shapes, digests, config.cache, threads, journal.say, progress)
     targets = task.encode(part.columns, part.names)
-    main_size = spec.sizes[int(np.bincount(store.which).argmax())]
-    model = dataclasses.replace(model, image_size=main_size, channels=spec.channels, outputs=task.outputs)
     return Job(
         task=task,
         spec=spec,
@@ -154,10 +144,15 @@ def _job(
     )
 
 
-def _with_statistics(job: Job) -> Job:
+def _completed(job: Job, made_for: Size) -> Job:
+    """The job with what its pixels tell: mean and deviation, and the model's sizes.
+
+    A model that was trained before stays made for its own size: its positions mean what they meant.
+    """
     mean, std = job.store.statistics(job.training)
     job.store.spec = dataclasses.replace(job.spec, mean=mean, std=std)
-    return dataclasses.replace(job, spec=job.store.spec)
+    model = dataclasses.replace(job.model, image_size=made_for, channels=job.spec.channels, outputs=job.task.outputs)
+    return dataclasses.replace(job, spec=job.store.spec, model=model)
 
 
 def _examined(source: Source, config: TrainConfig, journal: Journal) -> tuple[Source, Scan]:

@@ -57,8 +57,12 @@ class TrainConfig:
     # Where pixels are kept once they are decoded: auto (the user's cache folder), off, or a folder
     cache: str = "auto"
 
-    # Start from the weights of this run directory; what does not fit (another head) starts anew
+    # Start from a run directory or another project's checkpoint, with its model; a head of other outputs starts anew
     init: str | None = None
+    # What of it learns nothing: tokenizer, or encoder (all but the head: a linear probe)
+    freeze: Literal["none", "tokenizer", "encoder"] = "none"
+    # Each block learns so many times slower than the one behind it; 0.75 is usual for fine-tuning
+    layer_decay: float = 1.0
     # Pictures in an update
     batch: int | None = None
     # Pieces that an update is computed in, to save memory
@@ -104,6 +108,7 @@ class TrainConfig:
                 ("accumulate", self.accumulate >= 1, "1 or more"),
                 ("lr", self.lr is None or self.lr > 0, "more than 0"),
                 ("weight_decay", self.weight_decay >= 0, "0 or more"),
+                ("layer_decay", 0 < self.layer_decay <= 1, "above 0, to 1"),
                 ("warmup", 0 <= self.warmup < 1, "a share from 0 to below 1"),
                 ("smoothing", 0 <= self.smoothing < 1, "0 to below 1"),
                 ("clip", self.clip > 0, "more than 0"),
@@ -117,6 +122,10 @@ class TrainConfig:
         ]
         if self.epochs is not None and self.minutes is not None:
             faults.append("epochs and minutes: expected one of the two")
+        if self.init is not None and self.model != "auto":
+            faults.append(f"model is {self.model}: --init brings its own model; leave --model out")
+        if self.init is None and (self.freeze != "none" or self.layer_decay < 1):
+            faults.append("freeze and layer_decay are for weights that were trained before: expected --init too")
         for check in (
             lambda: self.model == "auto" or preset(self.model),
             lambda: parse_size(self.size),
@@ -176,6 +185,8 @@ class Plan:
     lr: float
     warmup_steps: int
     weight_decay: float
+    layer_decay: float
+    freeze: str
     clip: float
     smoothing: float
     ema: float

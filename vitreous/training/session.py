@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from vitreous.calibration import Calibration, headline, summarise
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import VisionTransformer, build, count_macs, count_parameters
-from vitreous.model.weights import adapt
+from vitreous.model.weights import adapt, import_weights
 from vitreous.rundir import FORMAT, RunDir, discard
 from vitreous.training import figures, gallery
 from vitreous.training.journal import Journal, clock
@@ -46,20 +46,20 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
     torch.set_num_threads(choose_threads(config.threads))
     path = Path(out) if out is not None else _name(str(data), config)
     RunDir.check_free(path)
-    if config.init is not None:
-        RunDir.open(config.init)
+    origin = read_origin(config.init, journal) if config.init is not None else None
     device = choose_device(config.device)
-    job = prepare(str(data), config, journal)
+    job = prepare(str(data), config, journal, origin[0] if origin else None)
     model = build(job.model, config.seed)
-    if config.init is not None:
-        _initialise(model, config.init, journal)
+    if origin:
+        fresh = adapt(model, origin[1], origin[0])
+        journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     plan = make_plan(job, config, model, device)
     _tell(model, job, plan, journal)
     run = RunDir.create(path)
     try:
         run.write_split(job.split)
         run.write_json("plan.json", plan.to_json())
-        if config.init is not None:
+        if origin:
             run.write_weights(model.state_dict(), "initial.safetensors")
         run.write_json("config.json", _description(str(data), config, job))
         gallery.draw_batch(job, training_batches(job, plan)[0].make(0), run.path / "batch.png")
@@ -88,15 +88,15 @@ def resume_run(path: str | Path, journal: Journal) -> Path:
     return _fit_and_finish(job, plan, model, run, journal)
 
 
-def _fit_and_finish(job: Job, plan: Plan, model: nn.Module, run: RunDir, journal: Journal) -> Path:
+def _fit_and_finish(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal) -> Path:
     """Training, the final weights, what the validation split tells of them, and the figures."""
     try:
-        model = fit(job, plan, model, run, journal)
+        trained = fit(job, plan, model, run, journal)
     except KeyboardInterrupt:
         journal.say(f"interrupted; vitreous train --resume {run.path} goes on")
         raise
-    run.write_weights(model.state_dict())
-    outputs, targets = outputs_on(model, job, job.validation, plan, "fp32")
+    run.write_weights(trained.state_dict())
+    outputs, targets = outputs_on(trained, job, job.validation, plan, "fp32")
     calibration = Calibration.fit(job.task, outputs, targets)
     answers = calibration.answers(job.task, outputs)
     true = job.task.restore(targets) if job.task.kind == "regression" else targets
@@ -112,7 +112,7 @@ def _fit_and_finish(job: Job, plan: Plan, model: nn.Module, run: RunDir, journal
 
 
 def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
-    height, width = job.model.image_size
+    height, width = job.main_size
     gh, gw = job.model.grid(height, width)
     tokenizer = {"patch": f"patches of {job.model.patch_size[0]}×{job.model.patch_size[1]}", "t2t": "tokens-to-token"}
     journal.say(
@@ -128,10 +128,13 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
     )
 
 
-def _initialise(model: VisionTransformer, init: str, journal: Journal):
-    run = RunDir.open(init)
-    fresh = adapt(model, run.read_weights(), ModelConfig.from_json(run.config()["model"]))
-    journal.say(f"weights from {init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+def read_origin(init: str | Path, journal: Journal) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The model to start from, and its weights: a run directory's, or another project's checkpoint."""
+    if (Path(init) / "split.csv").exists() or not Path(init).exists():
+        run = RunDir.open(init)
+        return ModelConfig.from_json(run.config()["model"]), run.read_weights()
+    model = import_weights(init, say=journal.say, outputs=1)  # the head is made anew all the same
+    return model.config, model.state_dict()
 
 
 def _description(data: str, config: TrainConfig, job: Job) -> dict[str, Any]:
