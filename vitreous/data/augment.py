@@ -74,7 +74,7 @@ POLICIES = {
     "strong": AugmentConfig(0.5, 0.0, 0.20, 0.0, 0.4, 2, 9.0, 0.25, 0.8, 1.0),
 }
 GENTLE = AugmentConfig(  # for digits and letters: small turns, shears and shifts, nothing that hollows out a stroke
-    flip=0.0, vertical_flip=0.0, crop=1.0, shift=0.08, jitter=0.0, operations=2, magnitude=4.0, erase=0.0
+    flip=0.0, vertical_flip=0.0, crop=1.0, shift=0.06, jitter=0.0, operations=1, magnitude=2.0, erase=0.0
 )
 KINDS = ("classification", "multilabel", "regression")
 #         smallest, largest, in words
