@@ -8,10 +8,10 @@ difference of the answers, and the peak memory of the module at batch 16.
 
 import argparse
 import importlib
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitreous.model import encoder
+from vitreous.model import kernels
 from vitreous.model.presets import preset
 from vitreous.model.vit import VisionTransformer, build
 from vitreous.model.weights import import_weights
@@ -51,11 +51,11 @@ def plain_model() -> VisionTransformer:
 
 def plainly(call: Callable[[], Tensor]) -> Tensor:
     """Runs a call with the plain attention kernel."""
-    kept, encoder.attention_kernel = encoder.attention_kernel, lambda q: "plain"
+    kept, kernels.attention_kernel = kernels.attention_kernel, lambda q, bias=None: "plain"
     try:
         return call()
     finally:
-        encoder.attention_kernel = kept
+        kernels.attention_kernel = kept
 
 
 def together(calls: dict[str, Callable[[], object]], pictures: int) -> dict[str, float]:
@@ -72,20 +72,30 @@ def together(calls: dict[str, Callable[[], object]], pictures: int) -> dict[str,
 def peak(which: str, folder: str) -> float:
     """MiB by which the module's forward pass at batch 16 raises the peak of a fresh process."""
     command = [sys.executable, __file__, "--peak", which, *([folder] if folder else [])]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def measure_peak(which: str, theirs: nn.Module, ours: VisionTransformer):
+    """Prints by how many MiB the module's forward pass at batch 16 raises this process's memory at its peak (Linux)."""
     pixels = torch.randn(16, 3, 224, 224)
+    if which == "ours":
+        run = lambda x: ours.tokenizer(x)[0]  # noqa: E731
+    elif hasattr(theirs, "tokens_to_token"):
+        run = theirs.tokens_to_token
+    else:
+        run = lambda x: plainly(lambda: ours.tokenizer(x)[0])  # noqa: E731
     with torch.inference_mode():
-        if which == "theirs":
-            run = lambda x: theirs.tokens_to_token(x) if hasattr(theirs, "tokens_to_token") else plainly(lambda: theirs.tokenizer(x)[0])  # noqa: E731, E501
-        else:
-            run = lambda x: ours.tokenizer(x)[0]  # noqa: E731
-        run(pixels[:1, :, :32, :32] if which == "ours" else pixels[:1])
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run(pixels[:1])
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = memory("VmRSS")
         run(pixels)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(memory("VmHWM") - before)
+
+
+def memory(what: str) -> float:
+    """MiB, from the kernel's account of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(what))
 
 
 def main():
@@ -99,8 +109,9 @@ def main():
     torch.manual_seed(0)
     if arguments.folder:
         theirs = paper_model(Path(arguments.folder)).eval()
-        torch.save(theirs.state_dict(), "/tmp/t2t.pth")
-        ours = import_weights("/tmp/t2t.pth", say=lambda text: None, heads=6)
+        with tempfile.TemporaryDirectory() as scratch:
+            torch.save(theirs.state_dict(), Path(scratch) / "t2t.pth")
+            ours = import_weights(Path(scratch) / "t2t.pth", say=lambda text: None, heads=6)
         module, whole = theirs.tokens_to_token, theirs
     else:
         theirs = ours = plain_model().eval()

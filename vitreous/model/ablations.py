@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.model.config import ModelConfig
-from vitreous.model.encoder import MLP, Attention, Relation, attend
+from vitreous.model.encoder import MLP, Attention, Relation
+from vitreous.model.kernels import Linear, attend
 
 DENSE_STAGES = (3, 6, 6, 4)  # blocks between two transitions
 DENSE_GROWTH = 64  # columns that a block adds
@@ -21,8 +22,8 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.squeeze = nn.Linear(width, width // 16, bias=False)
-        self.excite = nn.Linear(width // 16, width, bias=False)
+        self.squeeze = Linear(width, width // 16, bias=False)
+        self.excite = Linear(width // 16, width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -37,10 +38,10 @@ class GhostAttention(nn.Module):
         super().__init__()
         D = config.width
         self.heads, self.scale = config.heads, (D // config.heads) ** -0.5
-        self.qkv = nn.Linear(D, 3 * (D // 2), bias=config.qkv_bias)
+        self.qkv = Linear(D, 3 * (D // 2), bias=config.qkv_bias)
         self.cheap = nn.Parameter(torch.empty(3, D // 2))
         nn.init.uniform_(self.cheap, -1, 1)
-        self.projection = nn.Linear(D, D)
+        self.projection = Linear(D, D)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -55,10 +56,10 @@ class GhostMLP(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.expand = nn.Linear(width, width)
+        self.expand = Linear(width, width)
         self.cheap = nn.Parameter(torch.empty(2, width))
         nn.init.uniform_(self.cheap, -1, 1)
-        self.contract = nn.Linear(3 * width, width)
+        self.contract = Linear(3 * width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
@@ -96,7 +97,7 @@ class DenseBlock(nn.Module):
         self.attention = Attention(width, width, config.heads, config.qkv_bias, (width // config.heads) ** -0.5)
         self.mlp_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = MLP(width, int(width * config.mlp_ratio))
-        self.narrow = nn.Linear(width, DENSE_GROWTH)
+        self.narrow = Linear(width, DENSE_GROWTH)
 
     def forward(self, tokens: Tensor, relation: Relation = NONE) -> Tensor:
         """(B, N, width) -> (B, N, width + growth)."""
@@ -110,7 +111,7 @@ class Transition(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.linear = nn.Linear(width, width // 2)
+        self.linear = Linear(width, width // 2)
 
     def forward(self, tokens: Tensor, relation: Relation = NONE) -> Tensor:
         """(B, N, width) -> (B, N, width / 2)."""

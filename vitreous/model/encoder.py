@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.model.config import ModelConfig
+from vitreous.model.kernels import Linear, attend
 
-PLAIN_LENGTH = 512  # tokens up to which two products and a softmax train faster on a CPU than the fused kernel
 
 
 class Relation(NamedTuple):
@@ -16,21 +16,6 @@ class Relation(NamedTuple):
 
     bias: Tensor | None = None  # (heads, N, N), added to Q·Kᵀ·scale
     rotation: Tensor | None = None  # (2, N, head width / 2): cosines and sines of the angles that q and k turn by
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """softmax(Q·Kᵀ·scale + bias)·V for each head (Attention Is All You Need, eq. 1); all (B, heads, N, head width)."""
-    bias = None if bias is None else bias.to(q.dtype)
-    if attention_kernel(q) == "plain":
-        scores = q @ k.mT * scale
-        return (scores if bias is None else scores + bias).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
-
-
-def attention_kernel(q: Tensor) -> str:
-    """Which kernel computes attention, by shape, device and mode: "plain" or "fused". Both give the same answer."""
-    training = torch.is_grad_enabled() and q.requires_grad
-    return "plain" if q.device.type == "cpu" and training and q.shape[2] <= PLAIN_LENGTH else "fused"
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -60,11 +45,11 @@ class Attention(nn.Module):
     ):
         super().__init__()
         self.heads, self.scale, self.value_skip = heads, scale, value_skip
-        self.qkv = nn.Linear(inputs, 3 * width, bias=qkv_bias)
+        self.qkv = Linear(inputs, 3 * width, bias=qkv_bias)
         self.q_norm, self.k_norm = (
             nn.Identity() if norm_eps is None else nn.LayerNorm(width // heads, eps=norm_eps) for _ in range(2)
         )
-        self.projection = nn.Linear(width, width)
+        self.projection = Linear(width, width)
 
     def forward(self, tokens: Tensor, relation: Relation = Relation()) -> Tensor:  # noqa: B008
         """(B, N, inputs) -> (B, N, width)."""
@@ -83,8 +68,8 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, gated: bool = False):
         super().__init__()
         self.gated = gated
-        self.expand = nn.Linear(width, 2 * hidden if gated else hidden)
-        self.contract = nn.Linear(hidden, width)
+        self.expand = Linear(width, 2 * hidden if gated else hidden)
+        self.contract = Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.model.config import ModelConfig
-from vitreous.model.encoder import MLP, attend
+from vitreous.model.encoder import MLP
+from vitreous.model.kernels import attend
 
 
 class AttentionPool(nn.Module):

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitreous.model.config import ModelConfig, split_length, split_padding, split_stride
+from vitreous.model.config import ModelConfig, split_padding, split_stride
 from vitreous.model.encoder import MLP, Attention
+from vitreous.model.kernels import Linear
 
 
 class SoftSplit(nn.Module):
@@ -17,10 +18,11 @@ class SoftSplit(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, C, H, W) -> tokens (B, N, C·k·k) row by row, and their grid (gh, gw)."""
-        height, width = image.shape[-2:]
-        k = self.kernel
-        windows = F.unfold(image, k, stride=split_stride(k), padding=split_padding(k))
-        return windows.mT, (split_length(height, k), split_length(width, k))
+        k, stride, padding = self.kernel, split_stride(self.kernel), split_padding(self.kernel)
+        padded = F.pad(image, (padding,) * 4)
+        windows = padded.unfold(2, k, stride).unfold(3, k, stride)  # (B, C, gh, gw, k, k), nothing copied yet
+        grid = windows.shape[2], windows.shape[3]
+        return windows.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2), grid
 
 
 class TokenTransformer(nn.Module):
@@ -53,8 +55,8 @@ class TokenPerformer(nn.Module):
         super().__init__()
         width, features = config.token_width, config.token_width // 2
         self.attention_norm = nn.LayerNorm(inputs, eps=config.norm_eps)
-        self.kqv = nn.Linear(inputs, 3 * width)
-        self.projection = nn.Linear(width, width)
+        self.kqv = Linear(inputs, 3 * width)
+        self.projection = Linear(width, width)
         self.register_buffer("directions", torch.empty(features, width))
         nn.init.orthogonal_(self.directions, gain=features**0.5)
         self.mlp_norm = nn.LayerNorm(width, eps=config.norm_eps)
@@ -109,7 +111,7 @@ class TokensToToken(nn.Module):
         for kernel in config.kernels[:-1]:
             self.transformers.append(kind(channels * kernel**2, config))
             channels = config.token_width
-        self.projection = nn.Linear(channels * config.kernels[-1] ** 2, config.width)
+        self.projection = Linear(channels * config.kernels[-1] ** 2, config.width)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, C, H, W) -> tokens (B, N, D) row by row, and their grid (gh, gw).
