@@ -99,6 +99,7 @@ def memory(what: str) -> float:
 
 
 def main():
+    """Measures, and prints a line for each comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default="")
     parser.add_argument("--batch", type=int, default=4)
@@ -137,15 +138,19 @@ def main():
             )
         tell(f"training step, {precision}", found)
     a, b = peak("theirs", arguments.folder), peak("ours", arguments.folder)
-    print(f"{'peak memory of the module, batch 16':<36} theirs {a:7.0f} MiB   ours {b:7.0f} MiB   1/{a / max(b, 1):.1f}")
+    print(
+        f"{'peak memory of the module, batch 16':<36} theirs {a:7.0f} MiB   ours {b:7.0f} MiB   1/{a / max(b, 1):.1f}"
+    )
 
 
 def step(model: nn.Module, run: Callable[[Tensor], Tensor], pixels: Tensor):
+    """Forward and backward."""
     model.zero_grad(set_to_none=True)
     run(pixels).float().square().mean().backward()
 
 
 def tell(what: str, found: dict[str, float]):
+    """A line of the result."""
     a, b = found["theirs"], found["ours"]
     print(f"{what:<36} theirs {a:7.1f} ms/picture   ours {b:7.1f}   {a / b:.2f}×", flush=True)
 

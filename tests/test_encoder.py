@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import pictures, tiny_config, tiny_model
 
-from vitreous.model import encoder
+from vitreous.model import kernels
 from vitreous.model.encoder import (
     MLP,
     Attention,
@@ -15,10 +15,9 @@ from vitreous.model.encoder import (
     EncoderBlock,
     LayerScale,
     Relation,
-    attend,
-    attention_kernel,
     rotate,
 )
+from vitreous.model.kernels import attend, attention_kernel
 from vitreous.model.position import rope2d
 
 SMALL: dict[str, Any] = {"width": 12, "heads": 3, "position": "none"}
@@ -64,7 +63,7 @@ class TestAttention:
     def test_plain_and_fused_agree_in_outputs_and_gradients(self, tokens, monkeypatch):
         found = {}
         for kernel, length in (("plain", 512), ("fused", 0)):
-            monkeypatch.setattr(encoder, "PLAIN_LENGTH", length)
+            monkeypatch.setattr(kernels, "PLAIN_LENGTH", length)
             inputs = [drawn(2, 3, tokens, 8, seed=seed).requires_grad_() for seed in range(3)]
             assert attention_kernel(inputs[0]) == kernel
             out = attend(*inputs, scale=8**-0.5)
@@ -72,14 +71,6 @@ class TestAttention:
             found[kernel] = (out.detach(), *(one.grad for one in inputs))
         for plain, fused in zip(found["plain"], found["fused"], strict=True):
             torch.testing.assert_close(plain, fused, rtol=0, atol=1e-5)
-
-    def test_the_plain_kernel_is_for_training_on_short_sequences(self):
-        q = drawn(1, 1, 4, 2)
-        assert attention_kernel(q) == "fused"
-        assert attention_kernel(q.requires_grad_()) == "plain"
-        assert attention_kernel(drawn(1, 1, 513, 2).requires_grad_()) == "fused"
-        with torch.no_grad():
-            assert attention_kernel(q) == "fused"
 
     @pytest.mark.parametrize("prefix", [0, 2])
     def test_plain_and_fused_agree_with_bias_and_rotation(self, prefix, monkeypatch):
@@ -89,7 +80,7 @@ class TestAttention:
         relation = Relation(bias, rope2d((3, 5), 4, (3, 5), 10.0, prefix))
         found = {}
         for kernel, length in (("plain", 512), ("fused", 0)):
-            monkeypatch.setattr(encoder, "PLAIN_LENGTH", length)
+            monkeypatch.setattr(kernels, "PLAIN_LENGTH", length)
             out = attention(tokens, relation)
             found[kernel] = (out.detach(), *torch.autograd.grad(out, [bias, *attention.parameters()], weight))
         with torch.inference_mode():
@@ -123,7 +114,7 @@ class TestAttention:
 
     @pytest.mark.parametrize("length", [512, 0])
     def test_gradients_are_those_of_finite_differences(self, length, monkeypatch):
-        monkeypatch.setattr(encoder, "PLAIN_LENGTH", length)
+        monkeypatch.setattr(kernels, "PLAIN_LENGTH", length)
         inputs = tuple(drawn(1, 2, 3, 2, seed=s, dtype=torch.float64).requires_grad_() for s in range(3))
         assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, 0.7), inputs)
 

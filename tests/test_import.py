@@ -484,7 +484,7 @@ class TestTimm:
             registers = registers + table[:, 1:3]
         pixels = pictures(model.config)
         expected = forward(plain, pixels, prefix={"registers": registers})
-        torch.testing.assert_close(model.encode(pixels), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model.encode(pixels), expected, rtol=1e-5, atol=1e-5)
 
     def test_head_width_of_a_query_norm_tells_the_heads(self, written):
         normed = {

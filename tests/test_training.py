@@ -24,6 +24,7 @@ from making import (
     weights,
 )
 from PIL import Image
+from safetensors.torch import save_file
 
 import vitreous
 from vitreous.data.store import PixelStore
@@ -261,7 +262,7 @@ class TestNotFinite:
             path.unlink()
         learner = learner_of(*small[1:])
         state = learner.checkpoint()
-        state.tensors["model.head.weight"].fill_(torch.nan)
+        state.tensors["model.head.outputs.weight"].fill_(torch.nan)
         RunDir.open(run).save(Checkpoint(2, state.tensors, state.values))
         with pytest.raises(InputError, match="does not stay finite"):
             vitreous.train(resume=run)
@@ -336,25 +337,28 @@ class TestTheRecipe:
         assert make_criterion(task, 0.1)(outputs, targets) == pytest.approx(float(expected))
 
 
+TUNE = {name: value for name, value in SHORT.items() if name != "model"}
+
+
 class TestInit:
     def test_weights_of_the_same_classes_are_all_taken(self, shapes, first, tmp_path, capsys):
-        run = vitreous.train(shapes, out=tmp_path / "run", init=first, **{**SHORT, "epochs": 1})
+        run = vitreous.train(shapes, out=tmp_path / "run", init=first, **{**TUNE, "epochs": 1})
         assert f"weights from {first}\n" in capsys.readouterr().out
         assert same_bits(weights_at_start(run), weights(first))
 
     def test_other_classes_get_a_new_head_on_the_old_weights(self, first, tmp_path, capsys):
         data = unbalanced(tmp_path / "data")
-        run = vitreous.train(data, out=tmp_path / "run", init=str(first), **{**SHORT, "epochs": 1})
-        assert f"weights from {first}; new: head.weight, head.bias" in capsys.readouterr().out
+        run = vitreous.train(data, out=tmp_path / "run", init=str(first), **{**TUNE, "epochs": 1})
+        assert f"weights from {first}; new: head.outputs.weight, head.outputs.bias" in capsys.readouterr().out
         start, old = weights_at_start(run), weights(first)
-        assert start["head.weight"].shape[0] == 2
+        assert start["head.outputs.weight"].shape[0] == 2
         body = [name for name in old if not name.startswith("head.")]
         assert same_bits({n: start[n] for n in body}, {n: old[n] for n in body})
 
     def test_a_run_that_began_so_is_resumed_without_the_first_one(self, shapes, first, tmp_path):
         init = tmp_path / "init"
         shutil.copytree(first, init)
-        run = vitreous.train(shapes, out=tmp_path / "run", init=init, **{**SHORT, "epochs": 1})
+        run = vitreous.train(shapes, out=tmp_path / "run", init=init, **{**TUNE, "epochs": 1})
         shutil.rmtree(init)
         whole = tmp_path / "whole"
         shutil.copytree(run, whole)
@@ -363,10 +367,51 @@ class TestInit:
         vitreous.train(resume=run)
         assert_same_run(run, whole)
 
-    def test_weights_of_another_model_are_refused_and_nothing_is_left(self, shapes, first, tmp_path):
-        with pytest.raises(InputError, match="these weights are of another model"):
+    def test_a_model_of_ones_own_beside_init_is_refused_and_nothing_is_left(self, shapes, first, tmp_path):
+        with pytest.raises(InputError, match="--init brings its own model"):
             vitreous.train(shapes, out=tmp_path / "run", init=first, **{**SHORT, "model": "vit_ti_8"})
         assert not (tmp_path / "run").exists()
+
+    def test_a_frozen_encoder_keeps_its_weights_and_the_head_learns(self, shapes, first, tmp_path):
+        options = {**TUNE, "epochs": 2}
+        run = vitreous.train(shapes, out=tmp_path / "run", init=first, freeze="encoder", **options)
+        start, end = weights_at_start(run), RunDir.open(run).read_weights()
+        changed = {name for name in end if not torch.equal(start[name], end[name])}
+        assert changed == {"head.outputs.weight", "head.outputs.bias"}
+
+    def test_with_layer_decay_early_layers_move_less(self, shapes, first, tmp_path):
+        options = {**TUNE, "epochs": 1}
+        run = vitreous.train(shapes, out=tmp_path / "run", init=first, layer_decay=0.1, weight_decay=0.0, **options)
+        start, end = weights_at_start(run), RunDir.open(run).read_weights()
+        moved = {n: float((end[n] - start[n]).abs().max()) for n in end}
+        late = moved["blocks.5.mlp.contract.weight"]
+        assert 0 < moved["blocks.0.mlp.contract.weight"] < 0.01 * late
+
+    def test_another_projects_checkpoint_is_a_beginning(self, shapes, tmp_path):
+        donor = vitreous.create("deit_ti_16", image_size=(32, 32), outputs=7, depth=2, seed=3)
+        names = {"prefix": "cls_token", "position.tables.0.table": "pos_embed"}
+        parts = (
+            ("tokenizer.projection.", "patch_embed.proj."),
+            ("attention_norm", "norm1"),
+            ("attention.projection", "attn.proj"),
+            ("attention.qkv", "attn.qkv"),
+            ("mlp_norm", "norm2"),
+            ("mlp.expand", "mlp.fc1"),
+            ("mlp.contract", "mlp.fc2"),
+            ("head.outputs.", "head."),
+        )
+        theirs = {}
+        for name, tensor in donor.state_dict().items():
+            new = names.get(name, name)
+            for ours, timms in parts:
+                new = new.replace(ours, timms)
+            theirs[new] = tensor[None].contiguous() if name in names else tensor
+        save_file(theirs, tmp_path / "deit.safetensors")
+        options = {**TUNE, "size": "32x48", "epochs": 1}
+        run = vitreous.train(shapes, out=tmp_path / "run", init=tmp_path / "deit.safetensors", **options)
+        start = weights_at_start(run)
+        assert torch.equal(start["blocks.1.mlp.expand.weight"], donor.state_dict()["blocks.1.mlp.expand.weight"])
+        assert not start["head.outputs.weight"].any()
 
 
 def weights_at_start(run: Path) -> dict[str, torch.Tensor]:

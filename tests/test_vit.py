@@ -11,7 +11,7 @@ from tiny_models import KINDS, POOLS, POSITIONS, PREFIXES, pictures, tiny_config
 
 import vitreous
 from vitreous.errors import InputError
-from vitreous.model import encoder
+from vitreous.model import kernels
 from vitreous.model.config import ModelConfig
 from vitreous.model.head import DistilledHead
 from vitreous.model.vit import build, count_macs, count_parameters, create, describe_presets
@@ -104,7 +104,7 @@ class TestForward:
             predicted = model(pixels)
         gradients = []
         for length in (512, 0):
-            monkeypatch.setattr(encoder, "PLAIN_LENGTH", length)
+            monkeypatch.setattr(kernels, "PLAIN_LENGTH", length)
             out = model(pixels)
             torch.testing.assert_close(out.detach(), predicted, rtol=1e-5, atol=1e-5)
             gradients.append(torch.autograd.grad(out.mean(), list(model.parameters())))
@@ -114,7 +114,7 @@ class TestForward:
     @pytest.mark.parametrize("kernel", ["plain", "fused"])
     @pytest.mark.parametrize("features", CHECKED)
     def test_gradients_are_those_of_finite_differences(self, features, kernel, monkeypatch):
-        monkeypatch.setattr(encoder, "PLAIN_LENGTH", 512 if kernel == "plain" else 0)
+        monkeypatch.setattr(kernels, "PLAIN_LENGTH", 512 if kernel == "plain" else 0)
         small = {"patch_size": (2, 2), "kernels": (3, 3), "token_width": 2, "image_size": (4, 6)}
         sizes = {"channels": 1, "width": 4, "heads": 2, "depth": 1, "outputs": 2, "pool": "class"}
         config = tiny_config(**{**small, **sizes, **CHECKED[features]})

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vitreous.model.config import ModelConfig
     from vitreous.model.presets import PRESETS
     from vitreous.model.vit import VisionTransformer, create
+    from vitreous.model.weights import import_weights
     from vitreous.training.session import train
 
 _HOMES = {
@@ -23,6 +24,7 @@ _HOMES = {
     "check": "data.doctor:check_data",
     "create": "model.vit",
     "evaluate": "infer.predictor",
+    "import_weights": "model.weights",
     "load": "infer.predictor",
     "train": "training.session",
 }
@@ -37,6 +39,7 @@ __all__ = [
     "check",
     "create",
     "evaluate",
+    "import_weights",
     "load",
     "train",
 ]

@@ -10,7 +10,6 @@ from vitreous.model.config import ModelConfig
 from vitreous.model.kernels import Linear, attend
 
 
-
 class Relation(NamedTuple):
     """What attention is told of the places of tokens, where the position embedding works inside it."""
 
