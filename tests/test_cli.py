@@ -225,7 +225,7 @@ class TestAnswers:
 class TestRefusedWords:
     def test_an_unknown_verb(self, refused):
         assert refused("trian") == (
-            "vitreous: there is no verb 'trian': expected one of check, train, eval, predict, models\n"
+            "vitreous: there is no verb 'trian': expected one of check, train, eval, predict, import, models\n"
         )
 
     def test_an_unknown_option_with_the_nearest(self, refused, shapes):
@@ -485,3 +485,20 @@ class TestInterrupted:
         code, _, err = call("predict", run, shapes)
         assert code == 2
         assert f"`vitreous train --resume {run}` goes on with it" in err
+
+
+class TestImport:
+    def test_another_projects_weights_become_a_run_that_answers(self, call, shapes, tmp_path):
+        golden = Path(__file__).parent / "golden" / "timm_vit.safetensors"
+        (tmp_path / "names.txt").write_text("\n".join("abcdefg"))
+        words = ("import", golden, "--out", "run", "--heads", 3, "--names", tmp_path / "names.txt")
+        code, out, err = call(*words)
+        assert (code, err) == (0, "")
+        assert "pixels: assumed mean" in out
+        code, out, _ = call("predict", "run", next(shapes.rglob("*.png")), "--json")
+        assert (code, json.loads(out)["label"] in set("abcdefg")) == (0, True)
+
+    def test_names_that_are_too_few_are_refused(self, refused, tmp_path):
+        golden = Path(__file__).parent / "golden" / "timm_vit.safetensors"
+        (tmp_path / "names.txt").write_text("cat\ndog\n")
+        assert "expected 7 different ones" in refused("import", golden, "--out", "r", "--names", tmp_path / "names.txt")

@@ -13,6 +13,10 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def plainly(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    return (q @ k.mT * scale).softmax(-1) @ v
+
+
 class TestAttention:
     def test_short_sequences_are_plain_where_that_is_faster(self):
         q = drawn(1, 1, 4, 2)
@@ -31,9 +35,10 @@ class TestAttention:
     @pytest.mark.parametrize("tokens", [1, 255, 256, 600])
     def test_blocks_of_rows_are_plain_attention(self, tokens):
         found = []
-        for run in (BlockAttention.apply, lambda q, k, v, scale: (q @ k.mT * scale).softmax(-1) @ v):
+        for run in (BlockAttention.apply, plainly):
             inputs = [drawn(2, 3, tokens, 8, seed=seed).requires_grad_() for seed in range(3)]
-            out = run(*inputs, 0.4)
+            q, k, v = inputs
+            out = run(q, k, v, 0.4)
             out.backward(drawn(*out.shape, seed=9))
             found.append((out.detach(), *(one.grad for one in inputs)))
         for blocks, plain in zip(*found, strict=True):

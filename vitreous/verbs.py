@@ -23,7 +23,7 @@ Run = Annotated[Positional[Path], arg(help="A run directory that train made.", m
 
 def run(name: str, words: list[str]) -> int:
     """Parses the words of a verb and runs it; returns the exit code."""
-    function = {"eval": evaluate}.get(name) or globals()[name]
+    function = {"eval": evaluate, "import": import_checkpoint}.get(name) or globals()[name]
     return tyro.cli(function, args=words, prog=f"vitreous {name}", config=(OmitArgPrefixes, FlagCreatePairsOff))
 
 
@@ -199,6 +199,49 @@ def predict(
             pass
     if faults:
         raise InputError.listing(f"{len(faults):,} of {len(source):,} pictures could not be used:", faults)
+    return 0
+
+
+def import_checkpoint(
+    checkpoint: Annotated[Positional[Path], arg(help="A file, or a folder of transformers.", metavar="CHECKPOINT")],
+    /,
+    *,
+    out: Path,
+    names: Path | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    format: str = "auto",
+    heads: int | None = None,
+    image_size: tuple[int, int] | None = None,
+    outputs: int | None = None,
+    channels: int | None = None,
+    json: Json = False,
+) -> int:
+    """Makes a run directory of a classifier's weights: timm, DeiT, DINOv2, transformers, torchvision, Google, T2T-ViT.
+
+    Args:
+        out: The run directory to make.
+        names: A text file with the name of a class a line, in the order of the outputs.
+        mean: What is taken from the pixels, a channel, in 0 to 1; default: ImageNet's.
+        std: What they are divided by then.
+        format: auto tells it by the names: timm, t2t, series, transformers, torchvision, google.
+        heads: Of attention, which shapes do not tell; default: one for 64 columns.
+        image_size: Height and width, for a position table that is not square; another size resamples the table.
+        outputs: A fresh head with so many.
+        channels: Adapt the first layer to so many.
+    """
+    from vitreous.infer.importing import import_run
+
+    journal = Journal(stderr=json)
+    given = {"heads": heads, "image_size": image_size, "outputs": outputs, "channels": channels}
+    hints = {name: value for name, value in given.items() if value is not None}
+    lines = [line.strip() for line in names.read_text("utf-8").splitlines() if line.strip()] if names else ()
+    run = import_run(checkpoint, out, names=lines, mean=mean, std=std, format=format, say=journal.say, **hints)
+    if json:
+        _print_json({"run": str(run)})
+    else:
+        journal.say(f"run: {run}")
+        journal.say(f"next: vitreous predict {run} PICTURES…")
     return 0
 
 

@@ -21,13 +21,13 @@ class Linear(nn.Linear):
     PyTorch's own fp32 product is MKL's there, which reaches half of oneDNN's speed on AMD's processors.
     """
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """(…, inputs) -> (…, outputs)."""
-        if not through_onednn(tokens):
-            return F.linear(tokens, self.weight, self.bias)
+        if not through_onednn(input):
+            return F.linear(input, self.weight, self.bias)
         if torch.is_grad_enabled():
-            return OneDNNLinear.apply(tokens, self.weight, self.bias)  # pyright: ignore[reportReturnType]
-        return product(tokens, self.weight, self.bias)
+            return OneDNNLinear.apply(input, self.weight, self.bias)  # pyright: ignore[reportReturnType]
+        return product(input, self.weight, self.bias)
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -125,7 +125,7 @@ class BlockAttention(torch.autograd.Function):
                 P = (Q[rows] @ K.T).softmax(-1)
                 sum_v += P.T @ dO[rows]
                 dP = dO[rows] @ V.T
-                dS = torch._softmax_backward_data(dP, P, -1, P.dtype)
+                dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)
                 dQ[rows] = dS @ K
                 sum_k += dS.T @ Q[rows]
             dK.copy_(sum_k)
