@@ -24,10 +24,10 @@ demo: $(INSTALLED)  ## train on real handwritten digits, measure, and ask about 
 	@$(BIN)/python -c "$$HELD_OUT_DIGITS" $(DEMO)
 	$(BIN)/vitreous predict $(DEMO) $(DEMO)/pictures
 	@echo
-	@echo "how it learned:            $(DEMO)/curves.png"
-	@echo "what it takes for what:    $(DEMO)/confusion.png"
-	@echo "its most certain mistakes: $(DEMO)/worst.png"
-	@echo "the pictures it was asked: $(DEMO)/pictures/ (each is named after the digit that it shows)"
+	@echo "how it learned:             $(DEMO)/curves.png"
+	@echo "what it takes for what:     $(DEMO)/confusion.png"
+	@echo "its most confident mistakes:$(DEMO)/worst.png"
+	@echo "the pictures it was asked:  $(DEMO)/pictures/ (each is named after the digit that it shows)"
 
 # Writes the first held-out picture of each digit, as <digit>.png.
 define HELD_OUT_DIGITS

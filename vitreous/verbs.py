@@ -23,8 +23,7 @@ Run = Annotated[Positional[Path], arg(help="A run directory that train made.", m
 
 def run(name: str, words: list[str]) -> int:
     """Parses the words of a verb and runs it; returns the exit code."""
-    function = {"eval": evaluate, "import": import_checkpoint}.get(name) or globals()[name]
-    return tyro.cli(function, args=words, prog=f"vitreous {name}", config=(OmitArgPrefixes, FlagCreatePairsOff))
+    return tyro.cli(FUNCTIONS[name], args=words, prog=f"vitreous {name}", config=(OmitArgPrefixes, FlagCreatePairsOff))
 
 
 def check(
@@ -103,6 +102,8 @@ def evaluate(
     data: Data,
     /,
     *,
+    target: tuple[str, ...] = (),
+    path_column: str | None = None,
     split: str = "auto",
     figure: Path | None = None,
     skip_bad: bool = False,
@@ -114,6 +115,8 @@ def evaluate(
     Pictures that the run was trained on are told by their content and not scored.
 
     Args:
+        target: Target columns of a table, in the order of the run's; default: those it was trained on.
+        path_column: Column of a table that holds the pictures' paths.
         split: Which pictures of the run's data to score: auto (those held out), train, validation, test or all.
         figure: Write the confusion matrix, or predicted against true, to this PNG.
         skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
@@ -125,7 +128,16 @@ def evaluate(
     journal = Journal(stderr=json)
     predictor = load(run, device)
     with journal.bar("evaluating", 1) as progress:
-        result = evaluate(predictor, data, split=split, skip_bad=skip_bad, say=journal.say, progress=progress)
+        result = evaluate(
+            predictor,
+            data,
+            target=target,
+            path_column=path_column,
+            split=split,
+            skip_bad=skip_bad,
+            say=journal.say,
+            progress=progress,
+        )
     if figure is not None:
         from vitreous.training import figures
 
@@ -183,11 +195,13 @@ def predict(
                     faults.append(prediction.error)
                 row = as_row(predictor.task, prediction, top)
                 if json:
-                    print(jsonlib.dumps(row, ensure_ascii=False))
+                    print("[" if done == 1 else ",", jsonlib.dumps(row, ensure_ascii=False))
                 elif out is None and not prediction.error:
                     journal.say(_line(prediction, top))
                 progress(done)
                 yield row
+        if json:
+            print("]")
         if len(faults) == len(source):
             raise InputError.listing("no picture could be used:", faults)
 
@@ -310,11 +324,23 @@ def _line(prediction: Any, top: int) -> str:
         return f"{prediction.picture}   {found or 'no label'}"
     parts = []
     for name, value in prediction.values.items():
-        (low, high), unit = prediction.intervals[name], prediction.units[name]
-        parts.append(f"{name} {value:.4g} ({low:.4g} to {high:.4g}){' ' + unit if unit and unit not in name else ''}")
+        low, high = prediction.intervals.get(name, (None, None))
+        between = "no interval: too few validation pictures" if low is None else f"{low:.4g} to {high:.4g}"
+        unit = prediction.units[name]
+        parts.append(f"{name} {value:.4g} ({between}){' ' + unit if unit and unit not in name else ''}")
     return f"{prediction.picture}   {', '.join(parts)}"
 
 
 def _print_json(values: Any):
     print(jsonlib.dumps(values, ensure_ascii=False))
     sys.stdout.flush()
+
+
+FUNCTIONS = {
+    "check": check,
+    "train": train,
+    "eval": evaluate,
+    "predict": predict,
+    "import": import_checkpoint,
+    "models": models,
+}

@@ -129,7 +129,8 @@ def infer_spec(
         except InputError as fault:
             faults.append(str(fault))
     if faults:
-        advice = "leave these out, or convert all with --channels 1 or --depth uint8 (something is lost)"
+        asked = channels is not None or depth is not None
+        advice = "leave these out" if asked else "leave these out, or convert all: --channels 1, --depth uint8 (a loss)"
         raise InputError.listing(f"{len(faults):,} of {len(facts):,} pictures are of another kind:", faults, advice)
     return spec
 
@@ -193,11 +194,11 @@ def resize(pixels: np.ndarray, size: Size) -> np.ndarray:
 
 
 def shrink(shapes: Sequence[Size], spec: InputSpec) -> float:
-    """How many times smaller, a side, the median picture gets."""
+    """How many times smaller the median picture gets, on the side that loses most."""
     ratios = []
     for height, width in shapes:
         new_height, new_width = spec.sizes[spec.size_of(height, width)]
-        ratios.append(np.sqrt(height * width / (new_height * new_width)))
+        ratios.append(max(height / new_height, width / new_width))
     return float(np.median(ratios))
 
 

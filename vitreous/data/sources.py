@@ -39,6 +39,12 @@ class Source:
     def __len__(self) -> int:
         return len(self.names)
 
+    def renamed(self, titles: Sequence[str]) -> Self:
+        """The source with other names of its target columns. Raises `InputError` where they are not as many."""
+        if len(titles) != len(self.columns):
+            raise InputError(f"Expected {len(titles)} target columns ({', '.join(titles)}), got {len(self.columns)}.")
+        return replace(self, columns=dict(zip(titles, self.columns.values(), strict=True)))
+
     def only(self, numbers: Sequence[int] | np.ndarray) -> Self:
         """The source of some of the pictures, in the order of their numbers."""
         chosen = np.asarray(numbers, dtype=np.int64)
@@ -302,7 +308,9 @@ def _open_arrays(path: Path, target: Sequence[str], group: str | None) -> Source
     except InputError:
         raise
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path} cannot be read as an .npz of plain arrays: {error}") from error
+        raise InputError(
+            f"{path} cannot be read as an .npz of plain arrays, of numbers or text: {str(error).split('. ')[0]}"
+        ) from error
 
 
 def _source_of_arrays(path: Path, file: np.lib.npyio.NpzFile, target: Sequence[str], group: str | None) -> Source:

@@ -77,7 +77,8 @@ def open_store(
     """
     folder = None if cache == "off" else cache_root(cache) / _key(spec, digests)
     if folder is not None and (arrays := _open_arrays(folder, spec, shapes)) is not None:
-        say(f"pixels from the cache: {folder}")
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        say(f"pixels from the cache: {_bytes(size)} in {folder} (delete it at any time)")
         return PixelStore(source, spec, shapes, arrays)
     counts = _counts(spec, shapes)
     needed = sum(count * h * w for count, (h, w) in zip(counts, spec.sizes, strict=True))

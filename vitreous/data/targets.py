@@ -32,6 +32,11 @@ class Task:
         return len(self.names)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The target columns that it reads."""
+        return (self.column,) if self.kind == "classification" else self.names
+
+    @property
     def mirror_sensitive(self) -> bool:
         """Whether a mirrored picture would mean another class: letters and digits, or left and right."""
         if self.kind != "classification":
@@ -110,11 +115,10 @@ class Task:
         """The columns that this task reads. A single column of classes is taken whatever its name."""
         if self.kind == "classification" and self.column not in columns and len(columns) == 1:
             return dict(columns)
-        wanted = (self.column,) if self.kind == "classification" else self.names
-        missing = [name for name in wanted if name not in columns]
+        missing = [name for name in self.columns if name not in columns]
         if missing:
             raise InputError(f"No target column {_listed(missing)}. The target columns are: {_listed(columns)}.")
-        return {name: columns[name] for name in wanted}
+        return {name: columns[name] for name in self.columns}
 
     def _class_numbers(self, title: str, labels: np.ndarray, names: Sequence[str] | None) -> np.ndarray:
         numbers = {name: i for i, name in enumerate(self.names)}

@@ -38,7 +38,9 @@ class Prediction:
     probabilities: dict[str, float] = dataclasses.field(default_factory=dict)  # most probable first
     plausible: tuple[str, ...] = ()  # classes that hold the truth in 90 % of pictures
     values: dict[str, float] = dataclasses.field(default_factory=dict)  # of a regression, in units
-    intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)  # that hold it in 90 %
+    intervals: dict[str, tuple[float, float]] = dataclasses.field(
+        default_factory=dict
+    )  # that hold it in 90 %; none for too few validation pictures
     units: dict[str, str] = dataclasses.field(default_factory=dict)
     error: str = ""
 
@@ -134,7 +136,8 @@ class Predictor:
         if kind == "regression":
             values = dict(zip(names, answer.tolist(), strict=True))
             widths = dict(zip(names, self.calibration.halfwidth, strict=True))
-            intervals = {key: (value - widths[key], value + widths[key]) for key, value in values.items()}
+            known = {key: width for key, width in widths.items() if math.isfinite(width)}
+            intervals = {key: (values[key] - width, values[key] + width) for key, width in known.items()}
             units = dict(zip(names, self.task.units, strict=True))
             return Prediction(name, kind, values=values, intervals=intervals, units=units)
         order = np.argsort(-answer, kind="stable")
@@ -168,6 +171,8 @@ def evaluate(
     predictor: Predictor,
     data: str | os.PathLike,
     *,
+    target: Sequence[str] = (),
+    path_column: str | None = None,
     split: str = "auto",
     skip_bad: bool = False,
     say: Callable[[str], None] = print,
@@ -177,10 +182,15 @@ def evaluate(
 
     Pictures that the run was trained on, told by their content, are not scored: on data that overlaps the training
     data the test pictures are, or where there are none the validation pictures. `split` ("train", "validation",
-    "test" or "all") asks for others. Raises `InputError` for targets that are not the task's, or bad pictures.
+    "test" or "all") asks for others; `target` and `path_column` are for a table whose columns have other names than the
+    run's. Raises `InputError` for targets that are not the task's, or bad pictures.
     """
     options = predictor.run.config()["train"]
-    source = open_source(data, target=tuple(options["target"]), path_column=options["path_column"])
+    source = open_source(
+        data, target=target or tuple(options["target"]), path_column=path_column or options["path_column"]
+    )
+    if target:
+        source = source.renamed(predictor.task.columns)
     source = source.only(_scored(predictor.run, source, predictor.threads, split, say))
     predictor.task.encode(source.columns, source.names)  # a fault in the targets shows before the work
     chunks, faults = [], {}

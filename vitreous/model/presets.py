@@ -9,8 +9,9 @@ from vitreous.model.config import ModelConfig
 
 Fields = dict[str, Any]
 
-# An Image Is Worth 16×16 Words (2010.11929), table 1, with the Ti, S and g of its follow-ups, and one for small data.
+# An Image Is Worth 16×16 Words (2010.11929), table 1, with the Ti, S and g of its follow-ups, and two for small data.
 SIZES: dict[str, Fields] = {
+    "xxs": {"width": 96, "depth": 6, "heads": 3},
     "xs": {"width": 192, "depth": 6, "heads": 3},
     "ti": {"width": 192, "depth": 12, "heads": 3},
     "s": {"width": 384, "depth": 12, "heads": 6},
@@ -19,7 +20,7 @@ SIZES: dict[str, Fields] = {
     "h": {"width": 1280, "depth": 32, "heads": 16},
     "g": {"width": 1408, "depth": 40, "heads": 16, "mlp_ratio": 6144 / 1408},
 }
-PATCHES = {"xs": (1, 2, 4, 8, 16)}  # of other sizes: 8, 14, 16 and 32
+PATCHES = {"xxs": (1, 2, 4), "xs": (1, 2, 4, 8, 16)}  # of other sizes: 8, 14, 16 and 32
 
 # DeiT (2012.12877), DeiT-III (2204.07118), DINOv2 (2304.07193) and its registers (2309.16588).
 DEIT: Fields = {"position": "learned", "class_position": True, "pool": "class"}
@@ -70,7 +71,7 @@ SERIES: Fields = {
 
 
 def _vit(size: str, patch: int, **fields) -> ModelConfig:
-    small = size == "xs" and patch < 16
+    small = size in PATCHES and patch < 16
     return ModelConfig(
         **{"image_size": (32, 32) if small else (224, 224), **SIZES.get(size, {}), **fields}, patch_size=(patch, patch)
     )
@@ -119,3 +120,12 @@ def preset(name: str, **overrides) -> ModelConfig:
         hint = f"did you mean {' or '.join(near)}?" if near else f"expected {', '.join(sorted(fields))}"
         raise InputError(f"a model config has no field {unknown[0]!r}: {hint}")
     return dataclasses.replace(PRESETS[name], **overrides)
+
+
+def name_of(config: ModelConfig) -> str:
+    """The preset that a config is, whatever its image size, channels and outputs; "" where it is none."""
+
+    def fields(of: ModelConfig) -> Fields:
+        return {k: v for k, v in vars(of).items() if k not in ("image_size", "channels", "outputs")}
+
+    return next((name for name, known in PRESETS.items() if fields(known) == fields(config)), "")

@@ -53,6 +53,7 @@ class VisionTransformer(nn.Module):
                 f"pixels of shape {tuple(pixels.shape)}: expected (batch, {self.config.channels}, height, width)"
             )
         tokens, grid = self.tokenizer(pixels)
+        tokens = tokens.to(self.norm.weight.dtype)  # the residual stream keeps full precision under autocast
         if self.prefix is not None:
             first = self.prefix.expand(tokens.shape[0], -1, -1).to(tokens)
             tokens = torch.cat((first, tokens), 1)  # (B, prefix + N, D)

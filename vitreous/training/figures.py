@@ -251,10 +251,11 @@ def pictures(
 ) -> None:
     """A contact sheet of pictures (H, W, C) or (H, W), each in its own aspect, its caption of up to 3 lines under it.
 
-    uint8 is shown as it is, other numbers between their own 1st and 99th percentile; of two bands the first is shown,
+    uint8 is shown as it is, other numbers between the 1st and 99th percentile of all; of two bands the first is shown,
     of four or more the first three. `colours` are the captions'.
     """
     columns = max(1, min(columns, len(images)))
+    extent = _range(images)
     width, gap, line, size = 1.4, 0.14, 0.15, 8.0  # inches, and points
     fits = int(width * 72 / (0.56 * size))
     texts = ["\n".join(_short(part, fits) for part in caption.split("\n")[:3]) for caption in captions]
@@ -275,7 +276,7 @@ def pictures(
                 left = (place - start) * (width + gap)
                 box = (left / page_width, floor / page_height, width / page_width, height / page_height)
                 axes = figure.add_axes(box, anchor="S", frameon=False, xticks=[], yticks=[])
-                pixels = _shown(images[place], round(4 * width * DPI))
+                pixels = _shown(images[place], round(4 * width * DPI), extent)
                 enlarged = max(pixels.shape[0] / height, pixels.shape[1] / width) < DPI
                 axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if enlarged else "hanning")
                 axes.annotate(
@@ -364,7 +365,15 @@ def _with_unit(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}".rstrip()
 
 
-def _shown(image: np.ndarray, most: int) -> np.ndarray:
+def _range(images: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The 1st and 99th percentile of the finite numbers of all pictures."""
+    values = np.concatenate([np.asarray(image).ravel()[:: max(1, image.size // 10_000)] for image in images] or [[0.0]])
+    known = values[np.isfinite(values)]
+    low, high = np.percentile(known, [1, 99]) if known.size else (0.0, 0.0)
+    return float(low), float(high)
+
+
+def _shown(image: np.ndarray, most: int, extent: tuple[float, float]) -> np.ndarray:
     """The picture as uint8, (h, w) or (h, w, 3), thinned to at most about `most` pixels a side."""
     image = np.asarray(image)
     image = image[..., None] if image.ndim == 2 else image
@@ -373,8 +382,7 @@ def _shown(image: np.ndarray, most: int) -> np.ndarray:
     if image.dtype == np.uint8:
         return image
     values = image.astype(np.float64)
-    known = values[np.isfinite(values)]
-    low, high = np.percentile(known, [1, 99]) if known.size else (0.0, 0.0)
+    low, high = extent
     if low == high:
         return np.full(image.shape, 128, np.uint8)
     shares = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / (high - low)

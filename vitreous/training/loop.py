@@ -140,9 +140,10 @@ def retreat(learner: Learner, run: RunDir, journal: Journal) -> None:
     retreats = learner.progress.retreats + 1
     checkpoint = run.newest(journal.say)
     if checkpoint is None or retreats > RETREATS:
+        advice = "try a lower --lr" + (", or --precision fp32" if learner.plan.precision == "bf16" else "")
         raise InputError(
-            f"training does not stay finite, after {RETREATS} returns to an earlier state; "
-            f"try a lower --lr, or --precision fp32; the last good state is in {run.path / 'last'}"
+            f"training does not stay finite, after {RETREATS} returns to an earlier state; {advice}; "
+            f"the last good state is in {run.path / 'last'}"
         )
     scale = learner.progress.rate_scale / 2
     learner.restore(checkpoint)

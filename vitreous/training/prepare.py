@@ -183,7 +183,8 @@ def _tell_findings(source: Source, found: Scan, config: TrainConfig, journal: Jo
         if finding.title.startswith("classes are unbalanced") and config.balance != "none":
             continue
         if finding.severity != "note" and not finding.title.startswith("channels or depths"):
-            journal.say(f"warning: {finding.title}: {_some(finding.details)}")
+            more = "; `vitreous check` lists them" if len(finding.details) > 3 else ""
+            journal.say(f"warning: {finding.title}: {_some(finding.details)}{more}")
 
 
 def _tell_split(splits: np.ndarray, journal: Journal):
@@ -206,6 +207,8 @@ def _tell_sizes(shapes: list[tuple[int, int]], spec: InputSpec, journal: Journal
     became = ", ".join(f"{h}×{w}" for h, w in spec.sizes)
     journal.say(f"pictures of {height}×{width} (the commonest; height × width), {kinds}, {spec.depth} -> {became}")
     factor = shrink(shapes, spec)
+    if factor < 0.5:
+        journal.say(f"warning: pictures are enlarged {1 / factor:.1f} times a side, which adds work and no detail")
     if factor > SHRINK_WORTH_A_WORD:
         side = round(float(np.sqrt(np.median([h * w for h, w in shapes]))) / 2)
         journal.say(

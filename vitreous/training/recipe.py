@@ -101,6 +101,7 @@ class TrainConfig:
         faults = [
             f"{name} is {getattr(self, name)}: expected {expected}"
             for name, holds, expected in (
+                ("seed", 0 <= self.seed < 2**63, "0 or more, below 2^63"),
                 ("epochs", self.epochs is None or self.epochs >= 1, "1 or more"),
                 ("minutes", self.minutes is None or self.minutes > 0, "more than 0"),
                 ("validation", 0 < self.validation < 1, "a share between 0 and 1"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from vitreous.calibration import Calibration, headline, summarise
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
+from vitreous.model.presets import name_of
 from vitreous.model.vit import VisionTransformer, build, count_macs, count_parameters
 from vitreous.model.weights import adapt, import_weights
 from vitreous.rundir import FORMAT, RunDir, discard
@@ -44,8 +45,7 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
     """Trains on data, into `out` or a new folder in runs/. Returns the run directory."""
     config.check()
     torch.set_num_threads(choose_threads(config.threads))
-    path = Path(out) if out is not None else _name(str(data), config)
-    RunDir.check_free(path)
+    RunDir.check_free(out if out is not None else Path("runs") / "new")
     origin = read_origin(config.init, journal) if config.init is not None else None
     device = choose_device(config.device)
     job = prepare(str(data), config, journal, origin[0] if origin else None)
@@ -55,7 +55,7 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     plan = make_plan(job, config, model, device)
     _tell(model, job, plan, journal)
-    run = RunDir.create(path)
+    run = RunDir.create(out if out is not None else _name(str(data), job))
     try:
         run.write_split(job.split)
         run.write_json("plan.json", plan.to_json())
@@ -116,12 +116,15 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
     gh, gw = job.model.grid(height, width)
     tokenizer = {"patch": f"patches of {job.model.patch_size[0]}×{job.model.patch_size[1]}", "t2t": "tokens-to-token"}
     journal.say(
-        f"model: {count_parameters(model) / 1e6:.2f}M parameters, "
+        f"model: {name_of(job.model) or 'of its own kind'}, {count_parameters(model) / 1e6:.2f}M parameters, "
         f"{gh}×{gw} tokens from {tokenizer[job.model.tokenizer]}, "
         f"{count_macs(job.model, height, width) / 1e9:.3g} GMACs a picture of {height}×{width}"
     )
-    shown = {name: value for name, value in vars(plan.augmentation).items() if value and name != "magnitude"}
-    journal.say("augmentation: " + (", ".join(f"{name} {value:g}" for name, value in shown.items()) or "none"))
+    changes = {**vars(plan.augmentation), "crop": plan.augmentation.crop if plan.augmentation.crop != 1 else None}
+    if not plan.augmentation.operations:
+        del changes["magnitude"]
+    shown = ", ".join(f"{name} {value:g}" for name, value in changes.items() if value)
+    journal.say(f"augmentation: {shown or 'none'} (--help says what each is)")
     journal.say(
         f"plan: {plan.epochs:g} epochs, {plan.steps:,} steps of {plan.batch} pictures, {plan.precision}, "
         f"{plan.threads} threads, {plan.device}; about {clock(plan.seconds)}"
@@ -151,9 +154,9 @@ def _description(data: str, config: TrainConfig, job: Job) -> dict[str, Any]:
     }
 
 
-def _name(data: str, config: TrainConfig) -> Path:
-    kind = config.model if config.model != "auto" else "vit"
-    stem = f"{Path(data).resolve().stem or 'data'}-{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _name(data: str, job: Job) -> Path:
+    """runs/<data>-<model>-<time>, with a number where that is there."""
+    stem = f"{Path(data).resolve().stem or 'data'}-{name_of(job.model) or 'vit'}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / stem, 2
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1
