@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 # What `make demo` trains with, and where the run goes.
-DIGITS ?= --epochs 24
+DIGITS ?= --epochs 30
 DEMO ?= runs/demo
 
 # `make bench CIFAR10=train.tar` also measures the input pipeline: a tar of class folders of 32×32 pictures.

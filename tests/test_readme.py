@@ -7,6 +7,7 @@ README uses. Only the time changes: five minutes become one epoch, of small batc
 import csv
 import re
 import shlex
+import shutil
 import tarfile
 import tomllib
 from pathlib import Path
@@ -33,6 +34,7 @@ TREE = next(block for block in blocks("text") if block.startswith("vitreous/"))
 def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the data that the README speaks of, of two classes: bright and dark pictures."""
     folder = tmp_path_factory.mktemp("readme")
+    shutil.copy(ROOT / "tests/golden/paper_t2t_transformer.pth.tar", folder / "t2t_vit_t_14.pth.tar")
     rng = np.random.default_rng(0)
     bright = np.arange(24) % 2
     pictures = rng.integers(0, 128, (24, 8, 6, 3), np.uint8) + (bright[:, None, None, None] * 127).astype(np.uint8)
