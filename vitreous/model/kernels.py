@@ -12,7 +12,7 @@ ONEDNN = (
     and platform.machine().lower() in ("x86_64", "amd64")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # which the compiler uses; not a public name
 )
-ROWS = 256  # of a block: its scores stay in the cache of a core
+ROWS = 512  # of a block: its scores stay in the cache
 
 
 class Linear(nn.Linear):
