@@ -222,3 +222,15 @@ def test_classes_that_a_mirror_would_change_are_told(task, sensitive):
 
 def test_labels_are_named_without_a_decimal_point():
     assert class_labels(np.array([2.0, -0.0, 10.0])).tolist() == ["2", "0", "10"]
+
+
+def test_numbers_with_a_typo_are_not_taken_for_classes():
+    column = np.array([f"{value / 7:.3f}" for value in range(40)])
+    column[3] = "abc"
+    with pytest.raises(InputError, match=r"not in 1 of 40 rows:\n  row 4: 'abc'"):
+        infer_task({"age": column})
+    assert infer_task({"age": column}, "classification").outputs == 40
+
+
+def test_classes_that_are_numbers_and_a_word_are_classes():
+    assert infer_task({"grade": np.array(["1", "2", "3", "none"] * 5)}).kind == "classification"

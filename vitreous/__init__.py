@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vitreous.model.presets import PRESETS
     from vitreous.model.vit import VisionTransformer, create
     from vitreous.model.weights import import_weights
-    from vitreous.training.session import train
+    from vitreous.training.train import train
 
 _HOMES = {
     "Evaluation": "infer.predictor",
@@ -26,7 +26,7 @@ _HOMES = {
     "evaluate": "infer.predictor",
     "import_weights": "model.weights",
     "load": "infer.predictor",
-    "train": "training.session",
+    "train": "training.train",
 }
 __all__ = [
     "PRESETS",

@@ -80,7 +80,7 @@ def train(
         out: The run directory to make; default: runs/<data>-<model>-<time>.
         resume: A run that was interrupted; it goes on to the same bits. Takes no other option.
     """
-    from vitreous.training.session import resume_run, start_run
+    from vitreous.training.train import resume_run, start_run
 
     journal = Journal(stderr=json)
     if resume is not None:

@@ -12,6 +12,7 @@ from vitreous.errors import InputError
 KINDS = ("classification", "multilabel", "regression")
 MOST_CLASSES_OF_NUMBERS = 50  # more distinct whole numbers than this are measured, not named
 SHOWN_CLASSES = 12
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _UNIT = re.compile(r"\s*(?:\(([^()]+)\)|\[([^\[\]]+)\])\s*$")
 
 
@@ -215,10 +216,25 @@ def _infer_kind(columns: Mapping[str, np.ndarray], *, numeric: bool, binary: boo
         )
     [(title, column)] = columns.items()
     if not numeric:
+        _refuse_spoilt_numbers(title, column)
         return "classification"
     distinct = len(np.unique(column))
     named = _is_whole(column) and distinct <= MOST_CLASSES_OF_NUMBERS and len(column) > 2 * distinct
     return "classification" if named and not _name_and_unit(title)[1] else "regression"
+
+
+def _refuse_spoilt_numbers(title: str, column: np.ndarray) -> None:
+    """Text of which nearly all are measured numbers is a column of numbers with mistakes, not of classes."""
+    if column.dtype.kind != "U":
+        return
+    words = np.char.strip(column)
+    wrong = [i for i, word in enumerate(words.tolist()) if not _NUMBER.fullmatch(word)]
+    if 0 < len(wrong) <= len(words) / 10 and len(np.unique(words)) > max(MOST_CLASSES_OF_NUMBERS / 5, len(words) / 2):
+        raise InputError.listing(
+            f"Column '{title}' holds numbers, but not in {len(wrong):,} of {len(words):,} rows:",
+            [f"row {i + 1}: '{column[i]}'" for i in wrong],
+            "Mend these rows, or say --task classification if they are classes.",
+        )
 
 
 def _classes(columns: Mapping[str, np.ndarray]) -> Task:
