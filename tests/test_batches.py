@@ -207,3 +207,8 @@ class TestPlainBatches:
 
     def test_no_picture_gives_no_batch(self):
         assert list(plain_batches(store(), np.zeros(30), np.array([], dtype=int), 4, 0)) == []
+
+
+def test_epochs_are_counted_with_the_share_of_the_one_under_way():
+    order = Order([np.arange(40)], 10, seed=0)
+    assert [order.epochs_at(step) for step in (0, 1, 4, 6)] == [0, 0.25, 1, 1.5]

@@ -18,7 +18,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from vitreous.data import decode as module
-from vitreous.data.decode import DECODER, DEPTHS, Facts, decode, inspect
+from vitreous.data.decode import DEPTHS, Facts, decode, decoder_name, inspect
 from vitreous.errors import InputError
 
 H, W = 24, 37
@@ -612,5 +612,5 @@ def test_inspect_reads_no_pixels_of_a_large_photo():
 
 
 def test_the_decoder_names_its_libraries_and_versions():
-    assert f"pillow {Image.__version__}" in DECODER()
-    assert f"tifffile {version('tifffile')}" in DECODER()
+    assert f"pillow {Image.__version__}" in decoder_name()
+    assert f"tifffile {version('tifffile')}" in decoder_name()

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from vitreous.data.decode import DECODER, Facts
+from vitreous.data.decode import Facts, decoder_name
 from vitreous.data.preprocess import InputSpec, choose_sizes, infer_spec, parse_size, resize, shrink
 from vitreous.errors import InputError
 
@@ -148,7 +148,7 @@ class TestSizeOf:
 class TestInfer:
     def test_the_majority_tells_channels_and_depth(self):
         got = infer(*[Facts(20, 20, 4, "uint16")] * 3)
-        assert (got.channels, got.depth, got.convert, got.decoder) == (4, "uint16", False, DECODER())
+        assert (got.channels, got.depth, got.convert, got.decoder) == (4, "uint16", False, decoder_name())
 
     def test_grey_among_rgb_becomes_rgb_whichever_is_more(self):
         assert infer(GREY, GREY, RGB).channels == 3

@@ -47,6 +47,12 @@ class Order:
         guess = step * self.batch_size // sum(map(len, self.groups))
         return bisect_right(range(guess + len(self.groups) + 3), step, key=self.steps_before) - 1
 
+    def epochs_at(self, step: int) -> float:
+        """How many epochs so many steps are, with the share of the one that is under way."""
+        epoch = self.epoch_of(step)
+        within, length = step - self.steps_before(epoch), self.steps_before(epoch + 1) - self.steps_before(epoch)
+        return epoch + round(within / max(1, length), 3)
+
     def batch(self, step: int) -> np.ndarray:
         """(B,) numbers of the pictures of a step."""
         epoch = self.epoch_of(step)

@@ -475,7 +475,7 @@ def decode(
 
 
 @functools.cache
-def DECODER() -> str:  # noqa: N802 (a constant, worked out when it is asked for)
+def decoder_name() -> str:
     """What turns files into pixels, with versions: other versions may give other bits."""
     from importlib.metadata import PackageNotFoundError, version
 

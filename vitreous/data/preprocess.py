@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vitreous.data.decode import DECODER, MAX_PIXELS, Facts, decode, inspect
+from vitreous.data.decode import MAX_PIXELS, Facts, decode, decoder_name, inspect
 from vitreous.errors import InputError
 
 RANGES = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}  # the top of each depth's range
@@ -71,7 +71,7 @@ class InputSpec:
 
     def pixel_key(self) -> str:
         """All that the pixels of `read` depend on, as text."""
-        return f"{self.channels} {self.depth} {self.sizes} {self.convert} {self.max_pixels} {DECODER()}"
+        return f"{self.channels} {self.depth} {self.sizes} {self.convert} {self.max_pixels} {decoder_name()}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a JSON file."""
@@ -120,7 +120,7 @@ def infer_spec(
         sizes=choose_sizes([(f.height, f.width) for f in facts], size, stride),
         convert=channels is not None or depth is not None,
         max_pixels=max_pixels,
-        decoder=DECODER(),
+        decoder=decoder_name(),
     )
     faults = []
     for fact, name in zip(facts, names, strict=True):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitreous.calibration import Calibration
-from vitreous.data.decode import DECODER
+from vitreous.data.decode import decoder_name
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
@@ -46,7 +46,7 @@ def import_run(
     if names and len(set(names)) != config.outputs:
         raise InputError(f"names: expected {config.outputs} different ones, one an output; got {len(set(names))}")
     task = Task("classification", tuple(names) or tuple(map(str, range(config.outputs))), column="class")
-    spec = InputSpec(config.channels, "uint8", (config.image_size,), *pixels, decoder=DECODER())
+    spec = InputSpec(config.channels, "uint8", (config.image_size,), *pixels, decoder=decoder_name())
     run = RunDir.create(out)
     run.write_split([])
     run.write_json("validation.json", {"calibration": Calibration(threshold=0.0).to_json(), "summary": None})

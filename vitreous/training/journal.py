@@ -23,13 +23,15 @@ class Journal:
         self.rows: list[dict[str, float]] = []
         self._early: list[str] = []
 
-    def settle(self, folder: Path, rows: list[dict[str, float]] | None = None) -> None:
-        """From here on log.txt and metrics.csv are kept in `folder`; what was said before is written now."""
-        self.folder = folder
-        self.rows = rows or []
+    def settle(self, folder: Path, rows: list[dict[str, float]]) -> None:
+        """From here on log.txt and metrics.csv are kept in `folder`, with these rows; what was said before joins."""
+        self.folder, self.rows = folder, rows
         self._log("".join(self._early))
-        if rows is not None:
+        self._early.clear()
+        if rows:
             self._write_rows()
+        else:
+            (folder / "metrics.csv").unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
         """A line for the user."""

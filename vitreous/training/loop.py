@@ -94,6 +94,7 @@ def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Jo
                     journal.say(f"step {at.step}: loss or gradient is not finite; the update is not made")
                     if at.refused == PATIENCE:
                         retreat(learner, run, journal)
+                        journal.settle(run.path, read_rows(run.path, learner.progress.step))
                         break
                 else:
                     at.loss_sum, at.loss_count = at.loss_sum + loss, at.loss_count + 1
@@ -158,11 +159,8 @@ def measure(learner: Learner, job: Job, order: Order) -> dict[str, float]:
     at, plan, device = learner.progress, learner.plan, learner.device
     outputs, targets = outputs_on(learner.average.module, job, job.validation, plan, plan.precision)
     loss = learner.criterion(torch.from_numpy(outputs).to(device), torch.from_numpy(targets).to(device))
-    epoch = order.epoch_of(at.step)
-    within = at.step - order.steps_before(epoch)
-    length = order.steps_before(epoch + 1) - order.steps_before(epoch)
     return {
-        "epoch": epoch + (round(within / length, 3) if within else 0),
+        "epoch": order.epochs_at(at.step),
         "step": at.step,
         "seconds": round(at.seconds, 3),
         "lr": plan.rate(at.step - 1) * at.rate_scale,

@@ -70,13 +70,12 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
         left = 60 * (config.minutes or DEFAULT_MINUTES) - (time.perf_counter() - began)
         steps = _steps_within(left, timing, job, order)
     row_every = _row_every(job, order, steps)
-    epochs = order.epoch_of(steps)
-    within, length = steps - order.steps_before(epochs), order.steps_before(epochs + 1) - order.steps_before(epochs)
+    epochs = order.epochs_at(steps)
     return dataclasses.replace(
         draft,
         batch=order.batch_size,
         steps=steps,
-        epochs=round(epochs + within / max(1, length), 3),
+        epochs=epochs,
         warmup_steps=round(config.warmup * steps),
         ema=config.ema if config.ema is not None else 0.5 ** (1 / max(1.0, 0.02 * steps)),
         row_every=row_every,
