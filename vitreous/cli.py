@@ -67,8 +67,8 @@ def help_text() -> str:
 
 
 def _run(name: str, words: list[str]) -> int:
-    # Threads that wait actively for long slow a busy machine down ten times; must be said before torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # Threads that wait actively for long make a busy machine many times slower; must be said before torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from vitreous import verbs
 
     try:
