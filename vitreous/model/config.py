@@ -1,13 +1,14 @@
 """What a model is, as data: `ModelConfig` holds all that is needed to build it again."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Self
 
 from vitreous.errors import InputError
 
 CHOICES = {
-    "tokenizer": ("patch", "t2t"),
+    "tokenizer": ("patch", "t2t", "stem"),
     "token_kind": ("transformer", "performer", "convolution"),
     "token_scale": ("input", "head"),
     "attention_scale": ("head", "width"),
@@ -31,7 +32,7 @@ class ModelConfig:
     channels: int = 3
     outputs: int = 1000  # classes, labels, or numbers
 
-    tokenizer: str = "patch"  # "patch", or "t2t" for tokens-to-token
+    tokenizer: str = "patch"  # "patch", "t2t" for tokens-to-token, or "stem": convolutions
     patch_size: tuple[int, int] = (16, 16)  # of the patch embedding
     kernels: tuple[int, ...] = (7, 3, 3)  # of the soft splits; stride and padding follow from each
     token_kind: str = "transformer"  # what works on the tokens between soft splits; also performer, convolution
@@ -39,6 +40,10 @@ class ModelConfig:
     token_heads: int = 1
     token_mlp_ratio: float = 1.0
     token_scale: str = "input"  # softmax scale of the token transformers: input width or head width, to the -1/2
+
+    stem: tuple[int, ...] = (64, 128)  # channels of the stem's steps, each of which halves the picture
+    stem_stride: int = 1  # pixels from one window of its first, fixed filters to the next
+    stem_filters: int = 24  # how many of them there are, half of them the negatives of the others
 
     width: int = 384  # D
     depth: int = 12
@@ -88,9 +93,9 @@ class ModelConfig:
         """Pixels from one token to the next, (height, width): sizes that are multiples of it waste nothing."""
         if self.tokenizer == "patch":
             return self.patch_size
-        total = 1
-        for kernel in self.kernels:
-            total *= split_stride(kernel)
+        if self.tokenizer == "stem":
+            return (self.stem_stride * 2 ** len(self.stem),) * 2
+        total = math.prod(split_stride(kernel) for kernel in self.kernels)
         return total, total
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -108,10 +113,10 @@ class ModelConfig:
                     f"{self.kernels}: expected at least {least}×{least}"
                 )
             return gh, gw
-        ph, pw = self.patch_size
+        ph, pw = self.stride
         if height % ph or width % pw or not height or not width:
             raise InputError(
-                f"a picture of {height}×{width} does not divide into patches of {ph}×{pw}: "
+                f"a picture of {height}×{width} does not divide into tokens of {ph}×{pw} pixels: "
                 f"{_multiples('height', height, ph)}, {_multiples('width', width, pw)}"
             )
         return height // ph, width // pw
@@ -151,13 +156,13 @@ class ModelConfig:
         for name in ("channels", "outputs", "token_width", "token_heads", "width", "depth", "heads"):
             value = getattr(self, name)
             expect(isinstance(value, int) and value > 0, f"{name} is {value!r}: expected a whole number above 0", name)
-        expect(
-            isinstance(self.kernels, tuple)
-            and self.kernels != ()
-            and all(isinstance(k, int) and k > 0 for k in self.kernels),
-            f"kernels is {self.kernels!r}: expected whole numbers above 0, one a soft split",
-            "kernels",
-        )
+        for name, of in (("kernels", "soft split"), ("stem", "step")):
+            value = getattr(self, name)
+            several = isinstance(value, tuple) and value != () and all(isinstance(v, int) and v > 0 for v in value)
+            expect(several, f"{name} is {value!r}: expected whole numbers above 0, one a {of}", name)
+        expect(self.stem_stride in (1, 2, 4, 8), "stem_stride: expected 1, 2, 4 or 8", "stem_stride")
+        even = isinstance(self.stem_filters, int) and self.stem_filters > 0 and self.stem_filters % 2 == 0
+        expect(even, f"stem_filters is {self.stem_filters!r}: expected an even number above 0")
         if sound("width", "heads"):
             expect(self.width % self.heads == 0, f"width {self.width} does not divide by {self.heads} heads")
         if sound("token_width", "token_heads"):
@@ -187,7 +192,7 @@ class ModelConfig:
             expect(self.token_heads == 1, "the token performer has one head: expected token_heads 1")
         expect(self.head_hidden >= 0, f"head_hidden is {self.head_hidden}: expected 0 or more")
         expect(self.mlp_ratio > 0 and self.token_mlp_ratio > 0, "mlp_ratio: expected a number above 0")
-        if sound("tokenizer", "image_size", "patch_size", "kernels"):
+        if sound("tokenizer", "image_size", "patch_size", "kernels", "stem", "stem_stride"):
             try:
                 self.grid(*self.image_size)
             except InputError as fault:

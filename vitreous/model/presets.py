@@ -22,6 +22,12 @@ SIZES: dict[str, Fields] = {
 }
 PATCHES = {"xxs": (1, 2, 4), "xs": (1, 2, 4, 8, 16)}  # of other sizes: 8, 14, 16 and 32
 
+# ViTs with a convolutional stem for small data (2106.14881 shows what it does; the sizes are ours).
+STEMMED: dict[str, Fields] = {
+    "xs": {"width": 128, "depth": 4, "heads": 4, "stem": (64, 128)},
+    "s": {"width": 192, "depth": 6, "heads": 6, "stem": (96, 192)},
+}
+
 # DeiT (2012.12877), DeiT-III (2204.07118), DINOv2 (2304.07193) and its registers (2309.16588).
 DEIT: Fields = {"position": "learned", "class_position": True, "pool": "class"}
 DEIT3: Fields = {"position": "learned", "pool": "class", "layer_scale": 1e-4}
@@ -77,8 +83,22 @@ def _vit(size: str, patch: int, **fields) -> ModelConfig:
     )
 
 
+def _stemmed(size: str, patch: int) -> ModelConfig:
+    steps = min(2, patch.bit_length() - 1)
+    fields = {**STEMMED[size], "stem": STEMMED[size]["stem"][-steps:]}
+    side = 32 if patch < 8 else 160
+    return ModelConfig(
+        **fields,
+        tokenizer="stem",
+        stem_stride=patch >> steps,
+        stem_filters=24 if patch < 8 else 48,
+        image_size=(side, side),
+    )
+
+
 PRESETS: dict[str, ModelConfig] = {
     **{f"vit_{size}_{patch}": _vit(size, patch) for size in SIZES for patch in PATCHES.get(size, (8, 14, 16, 32))},
+    **{f"vit_c_{size}_{patch}": _stemmed(size, patch) for size in STEMMED for patch in (2, 4, 8, 16)},
     "t2t_vit_xs_4": ModelConfig(**T2T_SMALL, kernels=(3, 3), image_size=(32, 32)),
     "t2t_vit_xs_16": ModelConfig(**T2T_SMALL, kernels=(7, 3, 3)),
     **{

@@ -15,6 +15,7 @@ from vitreous.model.head import DistilledHead, Head, Pool
 from vitreous.model.patch import PatchEmbedding
 from vitreous.model.position import PositionEmbedding
 from vitreous.model.presets import PRESETS, preset
+from vitreous.model.stem import Convolution, ConvolutionStem
 from vitreous.model.t2t import ConvolutionTokens, TokensToToken
 
 
@@ -82,7 +83,7 @@ def build(config: ModelConfig, seed: int = 0) -> VisionTransformer:
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the GPUs' too
         model = VisionTransformer(config)
         for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear | nn.Conv2d | Convolution):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -152,8 +153,10 @@ def make_blocks(config: ModelConfig) -> tuple[nn.ModuleList, int]:
     return nn.ModuleList(EncoderBlock(config, layer) for layer in range(config.depth)), config.width
 
 
-def make_tokenizer(config: ModelConfig) -> PatchEmbedding | TokensToToken | ConvolutionTokens:
+def make_tokenizer(config: ModelConfig) -> PatchEmbedding | ConvolutionStem | TokensToToken | ConvolutionTokens:
     """The tokenizer of a config."""
     if config.tokenizer == "patch":
         return PatchEmbedding(config)
+    if config.tokenizer == "stem":
+        return ConvolutionStem(config)
     return ConvolutionTokens(config) if config.token_kind == "convolution" else TokensToToken(config)

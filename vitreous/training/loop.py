@@ -20,7 +20,7 @@ from vitreous.training.journal import Journal, read_rows, row_line
 from vitreous.training.optim import (
     make_average,
     make_criterion,
-    make_optimizer,
+    make_optimizers,
     restore_state,
     state_of,
 )
@@ -46,24 +46,26 @@ class Progress:
 
 
 class Learner:
-    """What a step changes: the model, its moving average, the optimizer, and the progress; and how."""
+    """What a step changes: the model, its moving average, the optimizers, and the progress; and how."""
 
     def __init__(self, model: VisionTransformer, job: Job, plan: Plan):
         self.plan, self.device = plan, torch.device(plan.device)
         self.criterion = make_criterion(job.task, plan.smoothing, class_weights(job, plan))
         self.model = model.to(self.device).train()
         self.average: AveragedModel = make_average(model, plan.ema)
-        self.optimizer = make_optimizer(model, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze)
+        self.optimizers = make_optimizers(
+            model, plan.optimizer, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze
+        )
         self.progress = Progress()
 
     def checkpoint(self) -> Checkpoint:
         """The whole state."""
         values = dataclasses.asdict(self.progress)
-        return Checkpoint(values.pop("step"), state_of(self.model, self.average, self.optimizer), values)
+        return Checkpoint(values.pop("step"), state_of(self.model, self.average, self.optimizers), values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back, or on, to a checkpoint."""
-        restore_state(checkpoint.tensors, self.model, self.average, self.optimizer)
+        restore_state(checkpoint.tensors, self.model, self.average, self.optimizers)
         self.progress = Progress(step=checkpoint.step, **checkpoint.values)
 
 
@@ -115,8 +117,9 @@ def update(learner: Learner, batch: Batch) -> tuple[float, bool]:
     """One update: the loss, and whether it and the gradient were finite. If not, nothing has changed."""
     plan, device = learner.plan, learner.device
     rate = plan.rate(learner.progress.step) * learner.progress.rate_scale
-    for group in learner.optimizer.param_groups:
-        group["lr"] = rate * group["scale"]
+    for optimizer in learner.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
     if learner.model.config.drop_path:  # its choices follow from the seed and the step, as all others do
         torch.manual_seed(seed_of(plan.seed, "drop path", learner.progress.step))
     total = torch.zeros((), device=device)
@@ -130,9 +133,10 @@ def update(learner: Learner, batch: Batch) -> tuple[float, bool]:
     norm = nn.utils.clip_grad_norm_(learner.model.parameters(), plan.clip, foreach=True)
     finite = bool(torch.isfinite(norm) & torch.isfinite(total))
     if finite:
-        learner.optimizer.step()
+        for optimizer in learner.optimizers:
+            optimizer.step()
         learner.average.update_parameters(learner.model)
-    learner.optimizer.zero_grad(set_to_none=True)
+    learner.model.zero_grad(set_to_none=True)
     return float(total), finite
 
 

@@ -1,6 +1,7 @@
 """Optimizer, moving average, and the loss of each task."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vitreous.data.targets import Task
+from vitreous.model.stem import Convolution
 from vitreous.model.vit import VisionTransformer
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -21,23 +23,35 @@ FROZEN = {
 }
 
 
-def make_optimizer(
-    model: VisionTransformer, lr: float, weight_decay: float, layer_decay: float = 1.0, freeze: str = "none"
-) -> torch.optim.AdamW:
-    """AdamW (1711.05101), decay on the matrices of layers alone: biases, norms, tokens and position tables go without.
+def make_optimizers(
+    model: VisionTransformer, kind: str, lr: float, weight_decay: float, layer_decay: float = 1.0, freeze: str = "none"
+) -> list[torch.optim.Optimizer]:
+    """AdamW (1711.05101) for all, or with "muon" Muon (Keller Jordan, 2024) for the matrices between tokens and head
+    and AdamW for the rest, at a tenth of the rate. Biases, norms, tokens and position tables do not decay.
 
     With `layer_decay` each block learns so many times slower than the one behind it, and the tokenizer slowest (BEiT,
     2106.08254): a group's rate is the step's times its "scale". What `freeze` names learns nothing.
     """
-    layers = {id(p) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d) for p in (m.weight,)}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | Convolution)}
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(FROZEN[freeze]))
-        if parameter.requires_grad:
-            key = layer_decay ** _layers_behind(name, model), weight_decay if id(parameter) in layers else 0.0
-            groups.setdefault(key, []).append(parameter)
-    parts = [{"params": some, "scale": scale, "weight_decay": decay} for (scale, decay), some in groups.items()]
-    return torch.optim.AdamW(parts, lr=lr, betas=(0.9, 0.95), fused=True)
+        if not parameter.requires_grad:
+            continue
+        inner = kind == "muon" and id(parameter) in weights and parameter.ndim == 2 and not name.startswith("head.")
+        scale = layer_decay ** _layers_behind(name, model) * (0.1 if kind == "muon" and not inner else 1.0)
+        groups.setdefault((inner, scale, weight_decay if id(parameter) in weights else 0.0), []).append(parameter)
+
+    def parts(wanted: bool) -> list[dict[str, Any]]:
+        found = ((scale, decay, some) for (inner, scale, decay), some in groups.items() if inner == wanted)
+        return [{"params": some, "scale": scale, "weight_decay": decay} for scale, decay, some in found]
+
+    made: list[torch.optim.Optimizer] = []
+    if parts(False):
+        made.append(torch.optim.AdamW(parts(False), lr=lr, betas=(0.9, 0.95), fused=True))
+    if parts(True):
+        made.append(torch.optim.Muon(parts(True), lr=lr))
+    return made
 
 
 def _layers_behind(name: str, model: VisionTransformer) -> int:
@@ -73,26 +87,30 @@ def make_criterion(task: Task, smoothing: float, class_weights: Tensor | None = 
     return cross_entropy
 
 
-def state_of(model: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def state_of(
+    model: nn.Module, average: AveragedModel, optimizers: list[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
     """All tensors of the training state, by name, not copied."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"average.{name}": tensor for name, tensor in average.module.state_dict().items()}
     tensors["averaged"] = average.n_averaged  # pyright: ignore[reportArgumentType]
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{index}.{name}": tensor for name, tensor in moments.items()}
     return tensors
 
 
 def restore_state(
-    tensors: dict[str, Tensor], model: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer
+    tensors: dict[str, Tensor], model: nn.Module, average: AveragedModel, optimizers: list[torch.optim.Optimizer]
 ) -> None:
     """Puts back what `state_of` gave."""
     part = lambda prefix: {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
     model.load_state_dict(part("model."))
     average.module.load_state_dict(part("average."))
     average.n_averaged.copy_(tensors["averaged"])  # pyright: ignore[reportCallIssue]
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in part("optimizer.").items():
-        index, key = name.split(".")
-        moments.setdefault(int(index), {})[key] = tensor.clone()
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+    for number, optimizer in enumerate(optimizers):
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part(f"optimizer.{number}.").items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor.clone()
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

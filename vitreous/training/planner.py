@@ -29,12 +29,16 @@ TIMED_SECONDS = {"epochs": 1.0, "minutes": 4.0}  # that the timing of the first 
 def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: torch.device) -> Plan:
     """Fixes all that the run depends on. With `minutes` the number of steps follows from a short timing."""
     batch = min(config.batch or choose_batch(len(job.training)), len(job.training))
+    optimizer = config.optimizer if config.optimizer != "auto" else "adamw" if config.init else "muon"
+    falls = config.schedule if config.schedule != "auto" else "linear" if optimizer == "muon" else "cosine"
     draft = Plan(
         steps=0,
         epochs=0,
         batch=batch,
         accumulate=min(config.accumulate, batch),
-        lr=config.lr or choose_rate(job.model.width, batch),
+        optimizer=optimizer,
+        lr=config.lr or choose_rate(optimizer, job.model.width, batch),
+        schedule=falls,
         warmup_steps=0,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,

@@ -67,12 +67,16 @@ class TrainConfig:
     batch: int | None = None
     # Pieces that an update is computed in, to save memory
     accumulate: int = 1
-    # Largest learning rate of AdamW
+    # adamw for all weights, or muon for the matrices between tokens and head. auto: muon from scratch, adamw with --init
+    optimizer: Literal["auto", "muon", "adamw"] = "auto"
+    # Largest learning rate; with muon that of the matrices, the rest learns ten times slower
     lr: float | None = None
-    # Weight decay of AdamW, on matrices alone
+    # Weight decay, on matrices alone
     weight_decay: float = 0.05
-    # Share of the steps in which the learning rate rises; then it falls along a cosine
+    # Share of the steps in which the learning rate rises
     warmup: float = 0.1
+    # How it falls then, to 0: along a line or a cosine. auto: a line with muon, a cosine with adamw
+    schedule: Literal["auto", "linear", "cosine"] = "auto"
     # Label smoothing, for classes
     smoothing: float = 0.1
     # Largest norm of the gradient; beyond it is scaled down
@@ -183,7 +187,9 @@ class Plan:
     epochs: float
     batch: int
     accumulate: int
+    optimizer: str
     lr: float
+    schedule: str
     warmup_steps: int
     weight_decay: float
     layer_decay: float
@@ -204,11 +210,11 @@ class Plan:
     torch: str
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step: a line up, then half a cosine down (SGDR, 1608.03983, without restarts)."""
+        """The learning rate of a step: a line up, then a line or half a cosine down (SGDR, 1608.03983)."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+        return self.lr * (1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for plan.json."""
@@ -221,7 +227,7 @@ class Plan:
 
 
 def choose_model(name: str, shapes: list[tuple[int, int]], fixed: tuple[int, int] | None) -> ModelConfig:
-    """The named preset, or for "auto" the small ViT whose patches suit the pictures: 16 to 100 tokens.
+    """The named preset, or for "auto" the small ViT with a stem whose tokens suit the pictures: 16 to 100 of them.
 
     A size that is fixed must divide by the patch; the largest one that does is taken.
     """
@@ -232,7 +238,7 @@ def choose_model(name: str, shapes: list[tuple[int, int]], fixed: tuple[int, int
     patch = next((patch for largest, patch in ((6, 1), (12, 2), (40, 4), (64, 8)) if side <= largest), 16)
     while fixed and patch > 1 and (height % patch or width % patch):
         patch //= 2
-    return PRESETS[f"vit_xs_{max(1, patch)}"]
+    return PRESETS[f"vit_c_xs_{patch}" if patch > 1 else "vit_xs_1"]
 
 
 def choose_batch(pictures: int) -> int:
@@ -240,8 +246,12 @@ def choose_batch(pictures: int) -> int:
     return int(min(128, max(16, 2 ** round(math.log2(max(pictures, 1) / 60)))))
 
 
-def choose_rate(width: int, batch: int) -> float:
-    """AdamW's largest learning rate: 1e-3 at width 192 and 64 pictures, less for wider models and smaller batches."""
+def choose_rate(optimizer: str, width: int, batch: int) -> float:
+    """The largest learning rate. Muon: 0.02 at any width, at 128 pictures. AdamW: 1e-3 at width 192 and 64 pictures,
+    less for wider models. Both: less for smaller batches.
+    """
+    if optimizer == "muon":
+        return 0.02 * math.sqrt(min(batch, 128) / 128)
     return 1e-3 * math.sqrt(192 / width) * math.sqrt(min(batch, 128) / 64)
 
 

@@ -12,6 +12,7 @@ from vitreous.calibration import Calibration, headline, summarise
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
+from vitreous.model.stem import ConvolutionStem
 from vitreous.model.vit import VisionTransformer, build, count_macs, count_parameters
 from vitreous.model.weights import adapt, import_weights
 from vitreous.rundir import FORMAT, RunDir, discard
@@ -21,6 +22,8 @@ from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, prepare, prepare_again
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads
+
+WHITENED = 2**20  # pixels of training pictures that the first filters of a convolutional stem are fitted to
 
 
 def train(
@@ -53,6 +56,8 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
     if origin:
         fresh = adapt(model, origin[1], origin[0])
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+    elif isinstance(model.tokenizer, ConvolutionStem):
+        model.tokenizer.whitening.fit(job.sample(WHITENED))
     plan = make_plan(job, config, model, device)
     _tell(model, job, plan, journal)
     run = RunDir.create(out if out is not None else _name(str(data), job))
@@ -114,7 +119,8 @@ def _fit_and_finish(job: Job, plan: Plan, model: VisionTransformer, run: RunDir,
 def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
     height, width = job.main_size
     gh, gw = job.model.grid(height, width)
-    tokenizer = {"patch": f"patches of {job.model.patch_size[0]}×{job.model.patch_size[1]}", "t2t": "tokens-to-token"}
+    ph, pw = job.model.patch_size
+    tokenizer = {"patch": f"patches of {ph}×{pw}", "t2t": "tokens-to-token", "stem": "convolutions"}
     journal.say(
         f"model: {name_of(job.model) or 'of its own kind'}, {count_parameters(model) / 1e6:.2f}M parameters, "
         f"{gh}×{gw} tokens from {tokenizer[job.model.tokenizer]}, "
