@@ -62,6 +62,7 @@ format: $(INSTALLED)  ## format the code, and mend what ruff can
 
 bench: $(INSTALLED)  ## the benchmarks that need no more than this repository; CIFAR10=train.tar for all
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/reproducible.py digits
 	$(if $(CIFAR10),$(BIN)/python benchmarks/input_pipeline.py $(CIFAR10))
 

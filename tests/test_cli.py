@@ -96,6 +96,7 @@ class TestHelp:
         for option in ("--out", "--resume", "--model", "--size", "--epochs", "--minutes", "--seed", "--save-every"):
             assert option in out
         assert "Wall-clock budget" in out
+        assert "--epochs INT" in out
 
     def test_without_words_it_is_shown_and_the_exit_code_is_2(self, call):
         code, out, _ = call()
@@ -121,6 +122,7 @@ class TestJson:
         code, out, _ = call("check", shapes, "--json")
         found = json.loads(out)
         assert (code, found["ok"], found["pictures"]) == (0, True, 48)
+        assert [finding["code"] for finding in found["findings"]] == ["classes", "sizes"]
 
     def test_train_and_its_resume(self, call, shapes):
         code, out, err = call("train", shapes, "--epochs", "1", *TINY_WORDS, "--json")
@@ -129,8 +131,9 @@ class TestJson:
         assert "48 pictures; classification, 3 classes" in err
         assert Path(result["run"]).parent == Path("runs")
         assert 0 <= result["validation"]["top1"] <= 1
-        code, out, _ = call("train", "--resume", result["run"], "--json")
-        assert (code, json.loads(out)) == (0, result)
+        for words in (("--resume", result["run"]), ("--resume", result["run"], shapes)):
+            code, out, _ = call("train", *words, "--json")
+            assert (code, json.loads(out)) == (0, result)
 
     def test_eval(self, call, shapes, shapes_run):
         code, out, err = call("eval", shapes_run, shapes, "--json")
@@ -250,7 +253,7 @@ class TestRefusedWords:
             (("--target", "weight"), r"has no target weight: what it has is class"),
             (("--group", "patient"), r"Groups are for tables"),
             (("--init", "nowhere"), r"nowhere is no run directory: it does not exist"),
-            (("--resume", "nowhere"), r"expected --resume RUN and nothing else"),
+            (("--resume", "nowhere"), r"expected --resume RUN, and DATA where it was moved"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
     )
@@ -263,7 +266,9 @@ class TestRefusedWords:
 
     def test_resume_with_other_options(self, refused, shapes_run):
         for more in (("--epochs", "3"), ("--out", "else"), ("--seed", "1")):
-            assert "expected --resume RUN and nothing else" in refused("train", "--resume", shapes_run, *more)
+            assert "expected --resume RUN, and DATA where it was moved" in refused(
+                "train", "--resume", shapes_run, *more
+            )
 
     def test_an_out_that_is_taken(self, refused, shapes, shapes_run):
         assert f"{shapes_run} exists: expected a new or empty folder" in refused("train", shapes, "--out", shapes_run)

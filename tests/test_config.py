@@ -187,6 +187,10 @@ class TestPresets:
         work = count_macs(config, 224, 224) / 1e9
         assert work == pytest.approx(billions, rel=0.02) or abs(work - billions) < 0.05
 
+    @pytest.mark.parametrize(("name", "learned"), [("14_se", 21723854), ("16_ghost", 16173518), ("dense", 23617750)])
+    def test_ablations_learn_as_many_numbers_as_those_of_the_papers_code(self, name, learned):
+        assert parameters(PRESETS[f"t2t_vit_{name}"]) == learned
+
     def test_names_tell_the_patch_size(self):
         for name, config in PRESETS.items():
             if name.startswith("vit_"):

@@ -13,6 +13,7 @@ from vitreous.data.decode import Facts
 from vitreous.data.doctor import (
     NEAR_BITS,
     NEAR_LEVELS,
+    NEAR_MOST,
     Checkup,
     Finding,
     check_data,
@@ -281,6 +282,13 @@ class TestNearDuplicates:
         ]
         assert near_duplicates(thumbs, digests) == sorted(expected)
         assert 50 < len(expected) < 1000
+
+    def test_of_very_many_alike_each_is_found_in_pairs_that_grow_linearly(self):
+        rng = np.random.default_rng(0)
+        thumbs = {i: thumbnail(PHOTOS[0]) + rng.normal(0, 0.1, (16, 16)) for i in range(1000)}
+        found = near_duplicates(thumbs, [str(i) for i in thumbs])
+        assert len(found) <= 4 * NEAR_MOST * len(thumbs) < len(thumbs) * (len(thumbs) - 1) / 2
+        assert {i for pair in found for i in pair} == set(thumbs)
 
     def test_no_pictures_have_no_duplicates(self):
         assert near_duplicates({}, []) == []

@@ -3,7 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import pictures, tiny_config, tiny_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vitreous.model import kernels
 from vitreous.model.kernels import BlockAttention, Linear, attend, attention_kernel
@@ -15,6 +18,18 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 def plainly(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return (q @ k.mT * scale).softmax(-1) @ v
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches the tensors that operations return, forward and backward."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        found = (leaf.untyped_storage().nbytes() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        self.bytes = max(self.bytes, *found, 0)
+        return out
 
 
 class TestAttention:
@@ -55,6 +70,21 @@ class TestAttention:
         out = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.25)
         assert out.dtype == torch.bfloat16
         assert (out.float() - exact).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["patch", "t2t", "performer"])
+def test_memory_of_a_training_step_grows_linearly_with_the_tokens(kind, precision):
+    def largest(height: int, width: int) -> int:
+        config = tiny_config(kind, patch_size=(2, 4), image_size=(height, width))
+        model, pixels = tiny_model(config).train(), pictures(config, count=1)
+        with LargestTensor() as watch:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                outputs = model(pixels)
+            outputs.float().square().sum().backward()
+        return watch.bytes
+
+    assert largest(128, 256) <= 4.5 * largest(64, 128)  # at least 1,024 tokens, and four times as many
 
 
 class TestLinear:

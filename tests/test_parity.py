@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vitreous.model import ablations
 from vitreous.model.position import sinusoid
 from vitreous.model.vit import VisionTransformer
 from vitreous.model.weights import import_weights
@@ -47,7 +48,7 @@ def stages(model: VisionTransformer, pixels: torch.Tensor) -> dict[str, torch.Te
 
 
 def test_every_case_has_its_files():
-    assert len(CASES) == 16
+    assert len(CASES) == 19
     assert {case_of(file) for file in WEIGHTS} == set(CASES)
     assert {file for file in WEIGHTS if not file.endswith(".safetensors")} == {
         "google_vit.npz",
@@ -57,9 +58,10 @@ def test_every_case_has_its_files():
 
 
 @pytest.mark.parametrize("file", WEIGHTS)
-def test_answers_are_those_of_the_public_implementation(file):
-    model, expected = opened(file)
+def test_answers_are_those_of_the_public_implementation(file, monkeypatch):
     row = CASES[case_of(file)]
+    monkeypatch.setattr(ablations, "DENSE_GROWTH", row["config"].get("growth_rate", ablations.DENSE_GROWTH))
+    model, expected = opened(file)
     pixels = expected["input"]
     assert list(pixels.shape) == row["input"]
     assert set(row["expected"]) == set(expected)

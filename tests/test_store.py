@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -185,6 +186,78 @@ class TestCache:
         monkeypatch.delenv("VITREOUS_CACHE")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
         assert cache_root() == tmp_path / "xdg" / "vitreous"
+
+
+class TestPruning:
+    """A cache of PNGS takes 4.22 kB of pixels."""
+
+    @pytest.fixture
+    def limit(self, monkeypatch):
+        return lambda kilobytes: monkeypatch.setenv("VITREOUS_CACHE_GB", str(kilobytes * 1e-6))
+
+    @staticmethod
+    def aged(cache: Path, pictures: list, age: float) -> Path:
+        """The cache of these pictures, used so many seconds ago."""
+        before = set(cache.iterdir())
+        opened(pictures, SPEC, cache)
+        [folder] = set(cache.iterdir()) - before
+        then = time.time() - age
+        os.utime(folder / "cache.json", (then, then))
+        return folder
+
+    def test_what_was_not_used_for_longest_goes_when_a_new_one_is_written(self, tmp_path, limit):
+        limit(14)  # of three
+        older, oldest = self.aged(tmp_path, PNGS, 200), self.aged(tmp_path, PNGS[::-1], 300)
+        said = []
+        opened(PNGS[1:], SPEC, tmp_path, said=said)
+        assert (older.exists(), oldest.exists(), len(said)) == (True, True, 1)
+        opened(PNGS[2:], SPEC, tmp_path, said=said)
+        assert (older.exists(), oldest.exists()) == (True, False)
+        assert str(oldest) in said[1]
+        assert len(leftovers(tmp_path)) == 3
+
+    def test_using_one_keeps_it(self, tmp_path, limit):
+        limit(10)  # of two
+        used, unused = self.aged(tmp_path, PNGS, 300), self.aged(tmp_path, PNGS[::-1], 200)
+        opened(PNGS, SPEC, tmp_path, read=refuse)
+        opened(PNGS[1:], SPEC, tmp_path)
+        assert (used.exists(), unused.exists()) == (True, False)
+
+    def test_one_that_is_larger_than_the_limit_is_kept_while_it_is_used(self, tmp_path, limit):
+        limit(1)
+        opened(PNGS, SPEC, tmp_path)
+        opened(PNGS, SPEC, tmp_path, read=refuse)
+        opened(PNGS[1:], SPEC, tmp_path)
+        assert len(leftovers(tmp_path)) == 1
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="there, a file in use stays")
+    def test_a_store_whose_cache_is_removed_goes_on(self, tmp_path, limit):
+        limit(1)
+        store = opened(PNGS, SPEC, tmp_path)
+        opened(PNGS[1:], SPEC, tmp_path)
+        assert torch.equal(store.gather(np.array([0, 2])), opened(PNGS, SPEC, "off").gather(np.array([0, 2])))
+
+    def test_what_is_no_cache_stays(self, tmp_path, limit):
+        limit(1)
+        (tmp_path / "photos").mkdir()
+        (tmp_path / "photos" / "1.raw").write_bytes(bytes(9999))
+        opened(PNGS, SPEC, tmp_path)
+        assert (tmp_path / "photos" / "1.raw").exists()
+
+    def test_what_a_killed_process_left_goes_a_day_later(self, tmp_path):
+        for name in ("fresh", "old"):
+            (tmp_path / f".partial-{name}").mkdir()
+            (tmp_path / f".partial-{name}" / "0.raw").touch()
+        then = time.time() - 2 * store_module.FORSAKEN
+        for path in (tmp_path / ".partial-old" / "0.raw", tmp_path / ".partial-old"):
+            os.utime(path, (then, then))
+        opened(PNGS, SPEC, tmp_path)
+        assert [name for name in leftovers(tmp_path) if name.startswith(".")] == [".partial-fresh"]
+
+    def test_a_limit_that_is_no_number_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("VITREOUS_CACHE_GB", "much")
+        with pytest.raises(InputError, match="VITREOUS_CACHE_GB is 'much': expected a number of gigabytes"):
+            opened(PNGS, SPEC, tmp_path)
 
 
 class TestFaults:

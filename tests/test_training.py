@@ -168,6 +168,19 @@ class TestKilledAndResumed:
         with pytest.raises(InputError, match=r"these pictures are gone:\n  blue/03\.png"):
             vitreous.train(resume=run)
 
+    def test_data_that_were_moved_are_said_once(self, tmp_path):
+        data = make_shapes(tmp_path / "data", each=4)
+        run = vitreous.train(data, out=tmp_path / "run", **{**SHORT, "epochs": 1})
+        moved, other = data.rename(tmp_path / "moved"), make_shapes(tmp_path / "other", each=3)
+        with pytest.raises(InputError, match=rf"gone from {data}; .*: vitreous train DATA --resume {run}"):
+            vitreous.train(resume=run)
+        with pytest.raises(InputError, match=rf"{other} changed since the run began"):
+            vitreous.train(other, resume=run)
+        before = weights(run)
+        vitreous.train(moved, resume=run)
+        vitreous.train(resume=run)
+        assert same_bits(weights(run), before)
+
     def test_takes_no_other_options(self, first):
         with pytest.raises(InputError, match="the options it began with"):
             vitreous.train(resume=first, epochs=7)

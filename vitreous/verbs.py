@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
+from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from vitreous.data.decode import MAX_PIXELS
 from vitreous.errors import InputError
@@ -23,7 +23,8 @@ Run = Annotated[Positional[Path], arg(help="A run directory that train made.", m
 
 def run(name: str, words: list[str]) -> int:
     """Parses the words of a verb and runs it; returns the exit code."""
-    return tyro.cli(FUNCTIONS[name], args=words, prog=f"vitreous {name}", config=(OmitArgPrefixes, FlagCreatePairsOff))
+    config = (OmitArgPrefixes, FlagCreatePairsOff, DisallowNone)
+    return tyro.cli(FUNCTIONS[name], args=words, prog=f"vitreous {name}", config=config)
 
 
 def check(
@@ -78,15 +79,17 @@ def train(
 
     Args:
         out: The run directory to make; default: runs/<data>-<model>-<time>.
-        resume: A run that was interrupted; it goes on to the same bits. Takes no other option.
+        resume: A run that was interrupted; it goes on to the same bits. Takes no other option, and DATA only if moved.
     """
     from vitreous.training.train import resume_run, start_run
 
     journal = Journal(stderr=json)
     if resume is not None:
-        if data is not None or out is not None or config != TrainConfig():
-            raise InputError("a run is resumed with the options it began with: expected --resume RUN and nothing else")
-        path = resume_run(resume, journal)
+        if out is not None or config != TrainConfig():
+            raise InputError(
+                "a run is resumed with the options it began with: expected --resume RUN, and DATA where it was moved"
+            )
+        path = resume_run(resume, journal, data)
     elif data is None:
         raise InputError("expected DATA to train on, or --resume RUN; see vitreous train --help")
     else:

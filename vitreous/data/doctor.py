@@ -19,6 +19,8 @@ from vitreous.errors import InputError
 
 THUMB = 16  # side of the grey thumbnails that near duplicates are compared by
 NEAR_BITS = 3  # bits of 64 by which the hashes of near duplicates may differ
+NEAR_OTHERS = 2000  # pictures of a bucket that one is compared with: those whose hashes follow
+NEAR_MOST = 50  # of them, that can be its near duplicates
 NEAR_LEVELS = 6.0  # grey levels of 255 by which their thumbnails may differ, on average
 IMBALANCE = 10  # largest class over smallest, from which on it is worth a word
 
@@ -42,6 +44,7 @@ class Finding:
     """One thing that is wrong ("error"), doubtful ("warning") or worth knowing ("note"), and the pictures it is of."""
 
     severity: str
+    code: str  # a word that stays the same, for programs
     title: str
     details: list[str] = field(default_factory=list)
 
@@ -93,12 +96,12 @@ def fast_findings(source: Source, found: Scan) -> list[Finding]:
     """What the headers and the labels tell: unreadable files, copies, leaks, kinds that differ, imbalance."""
     findings = []
     if found.faults:
-        findings.append(Finding("error", "cannot be read", list(found.faults.values())))
+        findings.append(Finding("error", "unreadable", "cannot be read", list(found.faults.values())))
     findings += _copies(source, found.digests)
     kinds = Counter((f.channels, f.depth) for f in found.facts if f)
     grey_among_rgb = {channels for channels, _ in kinds} == {1, 3} and len(kinds) == 2
     if len(kinds) > 1 and not (grey_among_rgb and len({depth for _, depth in kinds}) == 1):
-        findings.append(Finding("error", "channels or depths differ", _odd_ones(source, found, kinds)))
+        findings.append(Finding("error", "kinds", "channels or depths differ", _odd_ones(source, found, kinds)))
     findings += _labels(source)
     return findings
 
@@ -141,16 +144,17 @@ def check_data(
             broken.append(result)
         progress(len(source) + i + 1, total)
     if broken:
-        findings.append(Finding("error", "cannot be decoded", broken))
+        findings.append(Finding("error", "undecodable", "cannot be decoded", broken))
     pairs = near_duplicates(thumbs, found.digests)
     across = [p for p in pairs if source.splits[p[0]] != source.splits[p[1]]]
-    for title, some in (
-        ("look almost alike, on both sides of a split", across),
-        ("look almost alike", sorted(set(pairs) - set(across))),
+    for code, title, some in (
+        ("near-leaks", "look almost alike, on both sides of a split", across),
+        ("near-copies", "look almost alike", sorted(set(pairs) - set(across))),
     ):
         if some:
-            findings.append(Finding("warning", title, [f"{_side(source, a)} ≈ {_side(source, b)}" for a, b in some]))
-    findings.append(Finding("note", "sizes (height × width)", size_histogram([f for f in found.facts if f])))
+            lines = [f"{_side(source, a)} ≈ {_side(source, b)}" for a, b in some]
+            findings.append(Finding("warning", code, title, lines))
+    findings.append(Finding("note", "sizes", "sizes (height × width)", size_histogram([f for f in found.facts if f])))
     return Checkup(len(source.names), findings)
 
 
@@ -167,7 +171,8 @@ def near_duplicates(thumbs: dict[int, np.ndarray], digests: Sequence[str]) -> li
     """Pairs (a < b) of pictures whose thumbnails nearly agree and whose bytes differ. Flat pictures do not count.
 
     A 64-bit difference hash finds the candidates: hashes that differ in at most 3 bits share one of four 16-bit
-    parts, so only pictures within such a bucket are compared.
+    parts, so only pictures within such a bucket are compared. Of very many that are alike (frames of a video), each is
+    paired with some: time and pairs grow linearly.
     """
     numbers = np.array([i for i, thumb in thumbs.items() if thumb.std() > 4], dtype=np.int64)
     if not len(numbers):
@@ -179,12 +184,12 @@ def near_duplicates(thumbs: dict[int, np.ndarray], digests: Sequence[str]) -> li
     pairs = set()
     for part in range(4):
         keys = (hashes >> np.uint64(16 * part)) & np.uint64(0xFFFF)
-        order = np.argsort(keys, kind="stable")
+        order = np.lexsort((hashes, keys))
         starts = np.flatnonzero(np.diff(keys[order], prepend=-1.0))
         for bucket in np.split(order, starts[1:]):
             for at, a in enumerate(bucket[:-1]):
-                others = bucket[at + 1 :]
-                close = others[np.bitwise_count(hashes[others] ^ hashes[a]) <= NEAR_BITS]
+                others = bucket[at + 1 : at + 1 + NEAR_OTHERS]
+                close = others[np.bitwise_count(hashes[others] ^ hashes[a]) <= NEAR_BITS][:NEAR_MOST]
                 alike = close[np.abs(small[close] - small[a]).mean((1, 2)) <= NEAR_LEVELS]
                 pairs.update((int(numbers[min(a, b)]), int(numbers[max(a, b)])) for b in alike)
     return sorted((a, b) for a, b in pairs if digests[a] != digests[b])
@@ -215,11 +220,11 @@ def _copies(source: Source, digests: Sequence[str]) -> list[Finding]:
     lines = [[" = ".join(_side(source, i) for i in group) for group in some] for some in (torn, copies)]
     findings = []
     if torn:
-        findings.append(Finding("error", "the same picture under different labels", lines[0]))
+        findings.append(Finding("error", "torn-copies", "the same picture under different labels", lines[0]))
     if leaks:
-        findings.append(Finding("error", "the same picture on both sides of a split", leaks))
+        findings.append(Finding("error", "leaks", "the same picture on both sides of a split", leaks))
     if copies:
-        findings.append(Finding("warning", "exact copies", lines[1]))
+        findings.append(Finding("warning", "copies", "exact copies", lines[1]))
     return findings
 
 
@@ -232,25 +237,25 @@ def _odd_ones(source: Source, found: Scan, kinds: Counter) -> list[str]:
 
 def _labels(source: Source) -> list[Finding]:
     if not source.columns:
-        return [Finding("error", "no labels")]
+        return [Finding("error", "no-labels", "no labels")]
     try:
         task = infer_task(source.columns)
         targets = task.encode(source.columns, source.names)
     except InputError as fault:
-        return [Finding("error", str(fault))]
+        return [Finding("error", "labels", str(fault))]
     if task.kind != "classification":
         return []
     training = np.isin(source.splits, ["train", ""])
     counts = np.bincount(targets[training], minlength=task.outputs)
     lines = [f"{task.names[k]}: {counts[k]:,}" for k in np.argsort(-counts, kind="stable")]
-    findings = [Finding("note", "pictures a class to train on", lines)]
+    findings = [Finding("note", "classes", "pictures a class to train on", lines)]
     lonely = [task.names[k] for k in np.flatnonzero(counts < 2)]
     if lonely:
-        findings.insert(0, Finding("error", "classes with fewer than two pictures to train on", lonely))
+        findings.insert(0, Finding("error", "tiny-classes", "classes with fewer than two pictures to train on", lonely))
     elif counts.max() >= IMBALANCE * counts.min():
         most, least = counts.argmax(), counts.argmin()
         ratio = f"{task.names[most]} has {counts[most] / counts[least]:.0f} times the pictures of {task.names[least]}"
-        findings.insert(0, Finding("warning", "classes are unbalanced (see --balance)", [ratio]))
+        findings.insert(0, Finding("warning", "imbalance", "classes are unbalanced (see --balance)", [ratio]))
     return findings
 
 

@@ -6,9 +6,11 @@ import math
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +23,8 @@ from vitreous.data.sources import Source
 from vitreous.errors import InputError
 
 SPARE = 2 << 30  # bytes that a cache leaves free on the disk
+LIMIT = 10.0  # GB of all caches; $VITREOUS_CACHE_GB says otherwise
+FORSAKEN = 24 * 3600  # seconds without a write after which nobody fills a cache any more
 T = TypeVar("T")
 
 
@@ -72,17 +76,21 @@ def open_store(
 ) -> PixelStore:
     """Decodes every picture once; keeps the pixels in `cache` ("auto", "off" or a folder) where they fit.
 
-    The cache is keyed by the content of the files and by the spec. `progress` is called with the number of pictures
-    done. Raises `UndecodableError` that lists every picture that cannot be decoded.
+    The cache is keyed by the content of the files and by the spec. Before one is written, those that were not used for
+    longest go, so that all stay below the limit. `progress` is called with the number of pictures done. Raises
+    `UndecodableError` that lists every picture that cannot be decoded.
     """
     folder = None if cache == "off" else cache_root(cache) / _key(spec, digests)
     if folder is not None and (arrays := _open_arrays(folder, spec, shapes)) is not None:
-        size = sum(path.stat().st_size for path in folder.iterdir())
-        say(f"pixels from the cache: {_bytes(size)} in {folder} (delete it at any time)")
+        say(f"pixels from the cache: {_bytes(_size(folder))} in {folder} (delete it at any time)")
         return PixelStore(source, spec, shapes, arrays)
     counts = _counts(spec, shapes)
     needed = sum(count * h * w for count, (h, w) in zip(counts, spec.sizes, strict=True))
     needed *= spec.channels * np.dtype(spec.depth).itemsize
+    if folder is not None:
+        room = _limit() - needed
+        with suppress(OSError):  # another process prunes at the same time
+            _prune(folder.parent, room, say)
     if folder is not None and needed > _free(folder.parent) - SPARE:
         say(f"no cache: {_bytes(needed)} would not fit in {folder.parent}; pictures are decoded at every epoch")
         folder = None
@@ -193,12 +201,41 @@ def _decode_all(
         raise error
 
 
+def _prune(root: Path, room: float, say: Callable[[str], None]):
+    """Removes the caches that were not used for longest, until the others fit in `room` bytes; and forsaken halves."""
+    for half in root.glob(".partial-*"):
+        if max(path.stat().st_mtime for path in (half, *half.iterdir())) < time.time() - FORSAKEN:
+            shutil.rmtree(half, ignore_errors=True)
+    markers = sorted(root.glob("[!.]*/cache.json"), key=lambda marker: marker.stat().st_mtime, reverse=True)
+    sizes = [_size(marker.parent) for marker in markers]
+    for marker, total, size in zip(markers, accumulate(sizes), sizes, strict=True):
+        if total > room:
+            with suppress(OSError):  # on Windows, one that another process has open
+                shutil.rmtree(marker.parent.rename(root / f".partial-{marker.parent.name}"))
+                say(f"removed an old cache of {_bytes(size)}: {marker.parent}")
+
+
+def _limit() -> float:
+    """Bytes that all caches may take. One that is larger by itself is written all the same."""
+    text = os.environ.get("VITREOUS_CACHE_GB", str(LIMIT))
+    try:
+        return float(text) * 1e9
+    except ValueError:
+        raise InputError(f"VITREOUS_CACHE_GB is {text!r}: expected a number of gigabytes") from None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
 def _open_arrays(folder: Path, spec: InputSpec, shapes: Sequence[Size]) -> list[np.ndarray] | None:
     if not folder.is_dir():
         return None
     if not (folder / "cache.json").exists():  # half deleted: a cache appears with all its files at once
         shutil.rmtree(folder, ignore_errors=True)
         return None
+    with suppress(OSError):  # a cache that may only be read
+        (folder / "cache.json").touch()  # the last one to be pruned
     arrays = []
     for number, (count, size) in enumerate(zip(_counts(spec, shapes), spec.sizes, strict=True)):
         shape = (count, *size, spec.channels)

@@ -77,14 +77,15 @@ class AblationBlock(nn.Module):
         self.attention_norm, self.mlp_norm = nn.LayerNorm(D, eps=eps), nn.LayerNorm(D, eps=eps)
         if config.ablation == "ghost":
             self.attention, self.mlp = GhostAttention(config), GhostMLP(D)
+            self.excitation = nn.Identity()
         else:
-            attention = Attention(D, D, config.heads, config.qkv_bias, (D // config.heads) ** -0.5)
-            self.attention = nn.Sequential(attention, SqueezeExcitation(D))
+            self.attention = Attention(D, D, config.heads, config.qkv_bias, (D // config.heads) ** -0.5)
+            self.excitation = SqueezeExcitation(D)
             self.mlp = MLP(D, int(D * config.mlp_ratio))
 
     def forward(self, tokens: Tensor, relation: Relation = NONE) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        tokens = tokens + self.attention(self.attention_norm(tokens))
+        tokens = tokens + self.excitation(self.attention(self.attention_norm(tokens)))
         return tokens + self.mlp(self.mlp_norm(tokens))
 
 

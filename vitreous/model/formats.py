@@ -65,7 +65,18 @@ T2T_NAMES = (
     (rf"^{STAGE}(?:mlp|neuralnet)\.(?:2|fc2)\.", r"tokenizer.transformers.\1.mlp.contract."),
     (r"^tokens_to_token\.soft_split(\d)\.", r"tokenizer.convolutions.\1."),
     (r"^tokens_to_token\.project\.", "tokenizer.projection."),
+    (rf"^{BLOCK}attn\.se_layer\.fc\.0\.", r"blocks.\1.excitation.squeeze."),
+    (rf"^{BLOCK}attn\.se_layer\.fc\.2\.", r"blocks.\1.excitation.excite."),
+    (rf"^{BLOCK}attn\.cheap$", r"blocks.\1.attention.cheap"),
+    (rf"^{BLOCK}mlp\.cheap$", r"blocks.\1.mlp.cheap"),
+    (rf"^{BLOCK}dense_linear\.", r"blocks.\1.narrow."),
+    (rf"^{BLOCK}linear\.", r"blocks.\1.linear."),
     *TIMM_NAMES,
+)
+GHOST_PARTS = (  # what is one tensor here: pattern, our whole, the parts in order
+    (rf"^({BLOCK}attn\.)([qkv])\.(weight|bias)$", r"\1qkv.\4", "qkv"),
+    (rf"^({BLOCK}attn\.cheap)_operation_([qkv])\.weight$", r"\1", "qkv"),
+    (rf"^({BLOCK}mlp\.cheap)_operation([23])\.weight$", r"\1", "23"),
 )
 LAYER = r"(?:encoder\.)?layers?\.(\d+)\."
 TRANSFORMERS_NAMES = (
@@ -161,10 +172,10 @@ def _join_prefix(tensors: Tensors, hints: Hints) -> Tensors:
     return tensors
 
 
-def _join_qkv(tensors: Tensors, found: Mapping[str, Mapping[str, Tensor]], parts: Sequence[str]) -> None:
-    """Queries, keys and values that were found apart, as one tensor each."""
+def _join(tensors: Tensors, found: Mapping[str, Mapping[str, Tensor]], parts: Sequence[str]) -> None:
+    """Parts that were found apart, such as queries, keys and values, as one tensor each."""
     if lacking := [f"{name} has no {part}" for name, has in found.items() for part in parts if part not in has]:
-        raise InputError.listing("queries, keys and values are not complete:", lacking)
+        raise InputError.listing(f"{', '.join(parts)} are not complete:", lacking)
     tensors.update({name: torch.cat([has[part] for part in parts]) for name, has in found.items()})
 
 
@@ -177,10 +188,17 @@ def _prepare_timm(tensors: Tensors, hints: Hints) -> Tensors:
 
 
 def _prepare_t2t(tensors: Tensors, hints: Hints) -> Tensors:
-    """Stages are counted from 1 there, from 0 here."""
+    """Stages are counted from 1 there, from 0 here. Ghost blocks have q, k and v apart, and a factor a convolution."""
     tensors = {re.sub(r"^(?:vit_)?backbone\.", "", name): tensor for name, tensor in tensors.items()}
     counted = re.compile(r"^(tokens_to_token\.(?:attention|transformer))(\d)\.")
     tensors = {counted.sub(lambda m: f"{m[1]}{int(m[2]) - 1}.", name): tensor for name, tensor in tensors.items()}
+    for pattern, whole, parts in GHOST_PARTS:
+        found: dict[str, dict[str, Tensor]] = {}
+        for name in list(tensors):
+            if match := re.match(pattern, name):
+                tensor = tensors.pop(name)
+                found.setdefault(match.expand(whole), {})[match[3]] = tensor.view(1, -1) if tensor.ndim == 3 else tensor
+        _join(tensors, found, parts)
     return _join_prefix(tensors, hints)
 
 
@@ -211,7 +229,7 @@ def _prepare_transformers(tensors: Tensors, hints: Hints) -> Tensors:
         if match := pattern.match(name):
             which = match[2] or {"q": "query", "k": "key", "v": "value"}[match[3]]
             found.setdefault(f"{match[1]}qkv.{match[4]}", {})[which] = tensors.pop(name)
-    _join_qkv(tensors, found, ("query", "key", "value"))
+    _join(tensors, found, ("query", "key", "value"))
     return _join_prefix(tensors, hints)
 
 
@@ -232,7 +250,7 @@ def _prepare_google(tensors: Tensors, hints: Hints) -> Tensors:
             tensors[f"{path}/weight"] = flat
         elif leaf == "scale":
             tensors[f"{path}/weight"] = tensors.pop(name)
-    _join_qkv(tensors, found, ("query", "key", "value"))
+    _join(tensors, found, ("query", "key", "value"))
     return _join_prefix(tensors, hints)
 
 

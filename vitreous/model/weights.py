@@ -25,6 +25,7 @@ from vitreous.model.position import Grid, resample, sinusoid
 from vitreous.model.vit import VisionTransformer
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys under which checkpoints keep their weights
+ABLATIONS = {"se": "excitation.squeeze.weight", "ghost": "mlp.cheap", "dense": "narrow.weight"}  # what tells them
 LAST_LAYER = re.compile(r"head\.(of_\w+\.)?outputs\.(weight|bias)")  # the tensors that follow from the outputs
 
 
@@ -175,8 +176,8 @@ def _derive(
     path: str | Path,
 ) -> tuple[ModelConfig, Tensors]:
     """The config that the shapes tell, and the tensors with what was asked for adapted."""
-    width = named["norm.weight"].shape[0]
-    blocks = {int(match[1]) for name in named if (match := re.match(r"blocks\.(\d+)\.", name))}
+    width = named["tokenizer.projection.weight"].shape[0]
+    blocks = {int(match[1]) for name in named if (match := re.match(r"blocks\.(\d+)\.(?!linear\.)", name))}
     first = "blocks.0."
     expand, contract = named[f"{first}mlp.expand.weight"], named[f"{first}mlp.contract.weight"]
     prefix = named["prefix"].shape[0] if "prefix" in named else 0
@@ -190,6 +191,7 @@ def _derive(
         "mlp": "swiglu" if expand.shape[0] == 2 * contract.shape[1] else "gelu",
         "qkv_bias": f"{first}attention.qkv.bias" in named,
         "qk_norm": f"{first}attention.q_norm.weight" in named,
+        "ablation": next((kind for kind, part in ABLATIONS.items() if f"{first}{part}" in named), ""),
         "layer_scale": 1.0 if f"{first}attention_branch.0.factor" in named else 0.0,
         "pool": pool,
         "distillation": distilled,

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 from torch import Tensor
@@ -54,6 +56,23 @@ class Job:
         return int(np.bincount(self.store.which[self.training]).argmax())
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What was found of the data before a picture is decoded, and what was chosen for it."""
+
+    source: Source
+    found: Scan
+    split: list[SplitRow]
+    task: Task
+    spec: InputSpec
+    model: ModelConfig
+
+    def only(self, numbers: list[int]) -> Self:
+        """The survey of some of the pictures."""
+        source, found, split = self.source.only(numbers), self.found.only(numbers), [self.split[i] for i in numbers]
+        return dataclasses.replace(self, source=source, found=found, split=split)
+
+
 def prepare(data: str, config: TrainConfig, journal: Journal, origin: ModelConfig | None = None) -> Job:
     """Opens and examines the data, splits it, chooses sizes and model, decodes every picture once.
 
@@ -95,65 +114,62 @@ def prepare(data: str, config: TrainConfig, journal: Journal, origin: ModelConfi
     _tell_split(splits, journal)
     _tell_sizes(shapes, spec, journal)
     split = [SplitRow(*row) for row in zip(source.names, found.digests, splits.tolist(), strict=True)]
+    survey = Survey(source, found, split, task, spec, model)
     try:
-        job = _job(source, found, split, task, spec, model, config, journal)
+        job = _job(survey, config, journal)
     except UndecodableError as fault:
         if not config.skip_bad:
             raise
         journal.say(f"{fault}\n--skip-bad: they are left out")
         keep = sorted(set(range(len(source))) - {int(used[i]) for i in fault.numbers})
-        source, found, splits = source.only(keep), found.only(keep), splits[keep]
-        split = [SplitRow(*row) for row in zip(source.names, found.digests, splits.tolist(), strict=True)]
-        job = _job(source, found, split, task, spec, model, config, journal)
+        job = _job(survey.only(keep), config, journal)
     return _completed(job, made_for=origin.image_size if origin else job.main_size)
 
 
-def prepare_again(run: RunDir, journal: Journal) -> Job:
-    """The job of a run that is there, from its own config and split. Raises `InputError` where the data changed."""
+def prepare_again(run: RunDir, journal: Journal, data: str | Path | None = None) -> Job:
+    """The job of a run that is there, from its own config and split; `data` is where its pictures were moved to.
+
+    Raises `InputError` where they are gone or changed.
+    """
     values = run.config()
-    config = TrainConfig.from_json(values["train"])
-    source = open_source(values["data"], target=config.target, path_column=config.path_column, group=config.group)
-    split = run.read_split()
+    config, place = TrainConfig.from_json(values["train"]), data or values["data"]
+    if data is None and place != "digits" and not Path(place).exists():
+        raise InputError(
+            f"the pictures of the run are gone from {place}; where they lie elsewhere now: "
+            f"vitreous train DATA --resume {run.path}"
+        )
+    source = open_source(place, target=config.target, path_column=config.path_column, group=config.group)
+    split, changed = run.read_split(), f"{source.location} changed since the run began; these pictures are"
     places = {name: i for i, name in enumerate(source.names)}
     if missing := [row.path for row in split if row.path not in places]:
-        raise InputError.listing("the data changed since the run began; these pictures are gone:", missing)
+        raise InputError.listing(f"{changed} gone:", missing)
     source = source.only([places[row.path] for row in split])
     found = _scan(source, config, journal)
-    if changed := [row.path for row, digest in zip(split, found.digests, strict=True) if row.digest != digest]:
-        raise InputError.listing("the data changed since the run began; these pictures are others now:", changed)
+    if others := [row.path for row, digest in zip(split, found.digests, strict=True) if row.digest != digest]:
+        raise InputError.listing(f"{changed} others now:", others)
     task, spec = Task.from_json(values["task"]), InputSpec.from_json(values["input"])
-    return _job(source, found, split, task, spec, ModelConfig.from_json(values["model"]), config, journal)
+    return _job(Survey(source, found, split, task, spec, ModelConfig.from_json(values["model"])), config, journal)
 
 
-def _job(
-    source: Source,
-    found: Scan,
-    split: list[SplitRow],
-    task: Task,
-    spec: InputSpec,
-    model: ModelConfig,
-    config: TrainConfig,
-    journal: Journal,
-) -> Job:
-    splits = np.array([row.split for row in split])
+def _job(survey: Survey, config: TrainConfig, journal: Journal) -> Job:
+    splits = np.array([row.split for row in survey.split])
     used = np.flatnonzero(splits != "test")
-    part = source.only(used)
-    facts = _facts(found, used)
-    shapes = [(fact.height, fact.width) for fact in facts]
+    part, task = survey.source.only(used), survey.task
+    shapes = [(fact.height, fact.width) for fact in _facts(survey.found, used)]
+    digests = [survey.found.digests[i] for i in used]
     threads = choose_threads(config.threads)
-    digests = [found.digests[i] for i in used]
     with journal.bar("decoding", len(part)) as progress:
-        store = open_store(part, spec, shapes, digests, config.cache, threads, journal.say, progress)
+        store = open_store(part, survey.spec, shapes, digests, config.cache, threads, journal.say, progress)
     targets = task.encode(part.columns, part.names)
     return Job(
         task=task,
-        spec=spec,
-        model=model,
+        spec=survey.spec,
+        model=survey.model,
         store=store,
         targets=task.standardise(targets) if task.kind == "regression" else targets,
         training=np.flatnonzero(splits[used] == "train"),
         validation=np.flatnonzero(splits[used] == "validation"),
-        split=split,
+        split=survey.split,
     )
 
 
@@ -193,9 +209,9 @@ def _facts(found: Scan, numbers: np.ndarray) -> list[Facts]:
 def _tell_findings(source: Source, found: Scan, config: TrainConfig, journal: Journal):
     """What `check` would say of the headers and labels, where it is more than a note."""
     for finding in fast_findings(source, found):
-        if finding.title.startswith("classes are unbalanced") and config.balance != "none":
+        if finding.code == "imbalance" and config.balance != "none":
             continue
-        if finding.severity != "note" and not finding.title.startswith("channels or depths"):
+        if finding.severity != "note" and finding.code != "kinds":
             more = "; `vitreous check` lists them" if len(finding.details) > 3 else ""
             journal.say(f"warning: {finding.title}: {_some(finding.details)}{more}")
 

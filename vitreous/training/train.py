@@ -32,13 +32,16 @@ def train(
     """Trains a Vision Transformer from scratch and returns its run directory.
 
     `data` is a folder of class folders, a table, arrays, a tar, or "digits"; the options are the fields of
-    `TrainConfig` and `AugmentConfig`. With `resume`, a run that was interrupted goes on, to the same bits.
+    `TrainConfig` and `AugmentConfig`. With `resume`, a run that was interrupted goes on, to the same bits; `data` then
+    says where its pictures lie now, where they were moved.
     Raises `InputError` for whatever stands against it, before anything is written.
     """
     if resume is not None:
-        if data is not None or out is not None or options:
-            raise InputError("a run is resumed with the options it began with: expected resume=RUN and nothing else")
-        return resume_run(resume, Journal())
+        if out is not None or options:
+            raise InputError(
+                "a run is resumed with the options it began with: expected resume=RUN, and data where it was moved"
+            )
+        return resume_run(resume, Journal(), data)
     if data is None:
         raise InputError("expected data to train on, or resume=RUN")
     return start_run(data, TrainConfig.of(**options), out, Journal())
@@ -66,7 +69,7 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
         run.write_json("plan.json", plan.to_json())
         if origin:
             run.write_weights(model.state_dict(), "initial.safetensors")
-        run.write_json("config.json", _description(str(data), config, job))
+        run.write_json("config.json", _description(config, job))
         gallery.draw_batch(job, training_batches(job, plan)[0].make(0), run.path / "batch.png")
         return _fit_and_finish(job, plan, model, run, journal)
     except BaseException:
@@ -75,8 +78,11 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
         raise
 
 
-def resume_run(path: str | Path, journal: Journal) -> Path:
-    """Goes on with a run from its newest checkpoint, to the same bits. Returns the run directory."""
+def resume_run(path: str | Path, journal: Journal, data: str | Path | None = None) -> Path:
+    """Goes on with a run from its newest checkpoint, to the same bits. Returns the run directory.
+
+    `data` is where its pictures lie now, where they were moved; the run remembers it.
+    """
     run = RunDir.open(path)
     plan = Plan.from_json(run.read_json("plan.json"))
     if plan.torch != torch.__version__:
@@ -86,7 +92,9 @@ def resume_run(path: str | Path, journal: Journal) -> Path:
             f"not bit-exact: the run began with {plan.threads} threads, this machine has {choose_threads(None)}"
         )
     torch.set_num_threads(plan.threads)
-    job = prepare_again(run, journal)
+    job = prepare_again(run, journal, data)
+    if data is not None:
+        run.write_json("config.json", {**run.config(), "data": job.store.source.location})
     model = build(job.model, plan.seed)
     if (run.path / "initial.safetensors").exists():
         model.load_state_dict(run.read_weights("initial.safetensors"))
@@ -146,13 +154,12 @@ def read_origin(init: str | Path, journal: Journal) -> tuple[ModelConfig, dict[s
     return model.config, model.state_dict()
 
 
-def _description(data: str, config: TrainConfig, job: Job) -> dict[str, Any]:
+def _description(config: TrainConfig, job: Job) -> dict[str, Any]:
     """config.json."""
-    where = data if job.store.source.kind == "digits" else job.store.source.location
     return {
         "format": FORMAT,
         "vitreous": version("vitreous"),
-        "data": where,
+        "data": job.store.source.location,
         "model": job.model.to_json(),
         "input": job.spec.to_json(),
         "task": job.task.to_json(),
