@@ -194,7 +194,7 @@ class TestPresets:
     def test_names_tell_the_patch_size(self):
         for name, config in PRESETS.items():
             if name.startswith("vit_"):
-                assert config.patch_size == (int(name.rsplit("_", 1)[1]),) * 2
+                assert config.stride == (int(name.rsplit("_", 1)[1]),) * 2
 
     def test_overrides_replace_fields(self):
         config = preset("vit_s_16", outputs=10, channels=1, image_size=(96, 160))

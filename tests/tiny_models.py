@@ -18,6 +18,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "token_width": 8,
         "image_size": (12, 20),
     },
+    "stem": {"tokenizer": "stem", "stem": (8, 12), "stem_filters": 6, "image_size": (12, 20)},
     "convolution": {
         "tokenizer": "t2t",
         "token_kind": "convolution",
@@ -31,7 +32,7 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "rope2d": {"position": "rope2d"},
     **{
         f"{position} at {place}": {"position": position, "position_at": place}
-        for position in ("sincos2d", "sinusoid", "learned", "learned2d", "relative")
+        for position in ("sincos2d", "sinusoid", "learned", "learned2d", "relative", "conditional")
         for place in ("input", "every", "shared")
         if (position, place) != ("relative", "input")
     },

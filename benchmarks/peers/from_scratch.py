@@ -1,9 +1,14 @@
-"""What a peer reaches from scratch in a wall-clock budget: `python benchmarks/peers/from_scratch.py MODEL TRAIN TEST`.
+"""What a peer reaches from scratch in a wall-clock budget, on one device: the CPU.
 
-MODEL is resnet18 or vit: timm's, with the optimizer and schedule that are usual for it. TRAIN and TEST are what
-`vitreous train` and `eval` take. Pictures of up to 64 pixels are taken as they are, others as squares of 160. The
-budget begins when they are decoded. With `--augmentation ours` its pictures are varied as Vitreous varies them.
-Writes the answer to each test picture to a CSV file, for a paired comparison. README.md says how to install timm.
+    python benchmarks/peers/from_scratch.py resnet18 TRAIN TEST --minutes 10
+    python benchmarks/peers/from_scratch.py resnet18 DATA --split RUN/split.csv
+
+MODEL is resnet18 or vit: timm's, with the optimizer and schedule that are usual for it. TRAIN, TEST and DATA are what
+`vitreous train` takes; with --split the peer learns from the training pictures of a run, and is asked about those that
+the run was validated with. Pictures of up to 64 pixels are taken as they are, others as squares of 160. The budget
+begins when all are decoded. With `--augmentation ours` pictures are varied as `vitreous train` varies them.
+
+Writes the answer to each picture to a CSV file, for a paired comparison. README.md says how to install timm.
 """
 
 import argparse
@@ -14,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 import stand_in  # noqa: F401
-import timm
+import timm  # pyright: ignore[reportMissingImports]
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -24,9 +29,22 @@ from vitreous.data.augment import AugmentConfig, augment, resolve
 from vitreous.data.decode import MAX_PIXELS, decode
 from vitreous.data.sources import Source, open_source
 
-SMALL, LARGE, KEPT = 64, 160, 192  # pixels a side: taken as they are up to; what a model sees of others; crops are of
+SMALL = 64  # pixels a side up to which pictures are taken as they are
+LARGE, KEPT = 160, 192  # pixels a side of what a model sees of larger ones, and of what they are cropped from
+SHIFT, CROP = 4, 0.35  # pixels, and the smallest share of the area: the usual variation of small and of large ones
 MEAN, STD = torch.tensor([124.0, 118.0, 110.0]), torch.tensor([62.0, 60.0, 62.0])
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+
+
+def open_sides(data: str, test: str | None, split: str | None) -> tuple[Source, Source]:
+    """What is learned from, and what is asked about."""
+    source = open_source(data)
+    if test is not None:
+        return source, open_source(test)
+    with open(split or "", encoding="utf-8", newline="") as file:
+        sides = {row["path"]: row["split"] for row in csv.DictReader(file)}
+    numbers = [[i for i, name in enumerate(source.names) if sides.get(name) == s] for s in ("train", "validation")]
+    return source.only(numbers[0]), source.only(numbers[1])
 
 
 def read(source: Source) -> Tensor:
@@ -34,6 +52,7 @@ def read(source: Source) -> Tensor:
     pictures = []
     for number, name in enumerate(source.names):
         picture = decode(source.read(number), name, max_pixels=MAX_PIXELS)
+        picture = picture if picture.shape[2] == 3 else picture[..., :1].repeat(3, axis=2)
         if max(picture.shape[:2]) > SMALL:
             picture = np.asarray(Image.fromarray(picture).resize((KEPT, KEPT), Image.Resampling.BOX))
         pictures.append(picture)
@@ -41,7 +60,7 @@ def read(source: Source) -> Tensor:
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """(B, H, W, 3) of 0 to 255 -> (B, 3, H, W)."""
+    """(B, H, W, 3) of 0 to 255 -> (B, 3, H, W), channels last in memory as convolutions like it."""
     return ((pixels.float() - MEAN) / STD).permute(0, 3, 1, 2)
 
 
@@ -53,37 +72,38 @@ def resized(pixels: Tensor, size: int) -> Tensor:
     return F.interpolate(image, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
 
 
-def shift_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures moved by up to 4 pixels, the edge mirrored, and half of them flipped."""
-    out = torch.empty_like(pixels)
-    padded = F.pad(pixels.permute(0, 3, 1, 2).float(), (4,) * 4, mode="reflect").permute(0, 2, 3, 1)
-    places = torch.randint(0, 9, (len(pixels), 2), generator=generator).tolist()
-    flips = torch.rand(len(pixels), generator=generator) < 0.5
-    height, width = pixels.shape[1:3]
-    for number, (top, left) in enumerate(places):
-        window = padded[number, top : top + height, left : left + width]
-        out[number] = window.flip(1) if flips[number] else window
-    return out
+def shift_and_flip(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pictures moved by up to SHIFT pixels, the edge mirrored, and half of them flipped."""
+    B, H, W, _ = pixels.shape
+    padded = F.pad(pixels.permute(0, 3, 1, 2).float(), (SHIFT,) * 4, mode="reflect").permute(0, 2, 3, 1)
+    places = torch.randint(0, 2 * SHIFT + 1, (B, 2), generator=generator).tolist()
+    flips = (torch.rand(B, generator=generator) < 0.5).tolist()
+    windows = [padded[b, top : top + H, left : left + W] for b, (top, left) in enumerate(places)]
+    return torch.stack([w.flip(1) if flip else w for w, flip in zip(windows, flips, strict=True)]), targets
 
 
-def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """A square window of 35 % to all of each picture's area, scaled to LARGE, and half of them flipped."""
+def crop_and_flip(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A square window of CROP to all of each picture's area, scaled to LARGE, and half of them flipped."""
     out, side = [], pixels.shape[1]
     for picture in pixels:
         area, top, left, flip = torch.rand(4, generator=generator).tolist()
-        length = int(side * math.sqrt(0.35 + 0.65 * area))
+        length = int(side * math.sqrt(CROP + (1 - CROP) * area))
         top, left = int(top * (side - length + 1)), int(left * (side - length + 1))
         window = resized(picture[None, top : top + length, left : left + length], LARGE)[0]
         out.append(window.flip(1) if flip < 0.5 else window)
-    return torch.stack(out)
+    return torch.stack(out), targets
 
 
-def as_ours(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """What `vitreous train` does by default."""
-    config = resolve(AugmentConfig(), "auto", "classification", 3, "uint8", False)
-    targets = torch.zeros(len(pixels), dtype=torch.long)
-    varied, _ = augment(resized(pixels, min(pixels.shape[1], LARGE)).byte(), targets, config, generator, MEAN, 255.0)
-    return varied.permute(0, 2, 3, 1)
+def as_ours(small: bool, classes: int) -> Augment:
+    """What `vitreous train` does by default to classes that may be flipped."""
+    config = resolve(AugmentConfig(), "auto", "classification", 3, "uint8", False, small=small)
+
+    def vary(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        pixels = pixels if small else resized(pixels, LARGE).round().byte()
+        varied, targets = augment(pixels, targets, config, generator, mean=MEAN, scale=255.0, classes=classes)
+        return varied.permute(0, 2, 3, 1), targets
+
+    return vary
 
 
 def make(name: str, small: bool, classes: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -102,64 +122,82 @@ def make(name: str, small: bool, classes: int) -> tuple[nn.Module, torch.optim.O
     return model, torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05, fused=True)
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, vary: Augment, budget: float):
-    """Trains until the budget, in seconds, is spent; the learning rate rises for a twentieth, then falls to zero."""
-    generator = torch.Generator().manual_seed(torch.initial_seed())
-    batch = 128 if x.shape[1] <= SMALL else 64
-    peak, start, seen, order = optimizer.param_groups[0]["lr"], time.perf_counter(), 0, torch.randperm(len(x))
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor, vary: Augment, seconds: float, seed: int
+) -> int:
+    """Trains until the budget is spent; the rate rises for a twentieth of it, then falls to 0 along a cosine.
+
+    Returns the number of pictures seen.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch = min(128 if x.shape[1] <= SMALL else 64, len(x))
+    peak, seen, order = optimizer.param_groups[0]["lr"], 0, torch.randperm(len(x), generator=generator)
     clip = 1.0 if isinstance(optimizer, torch.optim.AdamW) else math.inf
-    while (done := (time.perf_counter() - start) / budget) < 1:
+    start = time.perf_counter()
+    while (done := (time.perf_counter() - start) / seconds) < 1:
+        fallen = 0.5 * (1 + math.cos(math.pi * (done - 0.05) / 0.95))
         for group in optimizer.param_groups:
-            group["lr"] = peak * min(max(done / 0.05, 1e-3), 0.5 * (1 + math.cos(math.pi * max(0, done - 0.05) / 0.95)))
+            group["lr"] = peak * max(1e-3, done / 0.05 if done < 0.05 else fallen)
         if len(order) < batch:
-            order = torch.randperm(len(x))
+            order = torch.randperm(len(x), generator=generator)
         rows, order = order[:batch], order[batch:]
-        pixels = normalised(vary(x[rows], generator))
+        pixels, targets = vary(x[rows], y[rows], generator)
         with torch.autocast("cpu", torch.bfloat16):
-            outputs = model(pixels)  # channels last in memory, as convolutions like it
-        F.cross_entropy(outputs.float(), y[rows], label_smoothing=0.1).backward()
+            outputs = model(normalised(pixels))
+        F.cross_entropy(outputs.float(), targets, label_smoothing=0.1).backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         optimizer.zero_grad()
         seen += batch
-    print(f"{seen / len(x):.1f} epochs, {seen / budget:.0f} pictures/s")
+    return seen
 
 
-def main():
+def answer(model: nn.Module, x: Tensor, size: int) -> list[int]:
+    """The most probable class of each picture."""
+    model.eval()
+    with torch.inference_mode():
+        return torch.cat([model(normalised(resized(some, size))).argmax(1) for some in x.split(100)]).tolist()
+
+
+def main() -> None:
     """Trains, answers, writes the answers and prints the accuracy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=("resnet18", "vit"))
-    parser.add_argument("train")
-    parser.add_argument("test")
+    parser.add_argument("model", metavar="MODEL", choices=("resnet18", "vit"))
+    parser.add_argument("train", metavar="TRAIN")
+    parser.add_argument("test", metavar="TEST", nargs="?")
+    parser.add_argument("--split", help="the split.csv of a run, in place of TEST")
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--augmentation", choices=("theirs", "ours"), default="theirs")
     parser.add_argument("--out", default="answers.csv")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    learn, test = open_source(arguments.train), open_source(arguments.test)
-    x, test_x = read(learn), read(test)
+    options = parser.parse_args()
+    if (options.test is None) == (options.split is None):
+        parser.error("expected either TEST or --split")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+
+    learn, test = open_sides(options.train, options.test, options.split)
+    x, test_x, truth = read(learn), read(test), test.columns["class"]
     names = sorted(set(learn.columns["class"]))
     y = torch.tensor([names.index(name) for name in learn.columns["class"]])
     small = x.shape[1] <= SMALL
     theirs = shift_and_flip if small else crop_and_flip
-    model, optimizer = make(arguments.model, small, len(names))
-    vary = as_ours if arguments.augmentation == "ours" else theirs
-    train(model, optimizer, x, y, vary, 60 * arguments.minutes)
-    model.eval()
-    answers = []
-    with torch.inference_mode():
-        for rows in test_x.split(100):
-            answers += model(normalised(resized(rows, x.shape[1] if small else LARGE))).argmax(1).tolist()
-    truth = test.columns["class"]
-    with open(arguments.out, "w", newline="", encoding="utf-8") as file:
+    vary = as_ours(small, len(names)) if options.augmentation == "ours" else theirs
+
+    model, optimizer = make(options.model, small, len(names))
+    seconds = 60 * options.minutes
+    seen = train(model, optimizer, x, y, vary, seconds, options.seed)
+    answers = [names[k] for k in answer(model, test_x, x.shape[1] if small else LARGE)]
+    with open(options.out, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("picture", "class", "answer"))
-        writer.writerows((n, t, names[a]) for n, t, a in zip(test.names, truth, answers, strict=True))
-    right = sum(names[a] == t for a, t in zip(answers, truth, strict=True))
-    print(f"{arguments.model}, seed {arguments.seed}: top-1 {100 * right / len(truth):.2f} %")
+        writer.writerows(zip(test.names, truth, answers, strict=True))
+    right = np.mean([a == t for a, t in zip(answers, truth, strict=True)])
+    print(
+        f"{options.model}, augmentation {options.augmentation}, seed {options.seed}: top-1 {100 * right:.2f} % "
+        f"of {len(truth):,} pictures, {seen / len(x):.1f} epochs of {len(x):,}, {seen / seconds:.0f} pictures/s"
+    )
 
 
 if __name__ == "__main__":

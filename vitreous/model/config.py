@@ -14,11 +14,13 @@ CHOICES = {
     "attention_scale": ("head", "width"),
     "norm": ("layer", "rms"),
     "mlp": ("gelu", "swiglu"),
-    "position": ("sincos2d", "sinusoid", "learned", "learned2d", "relative", "rope2d", "none"),
+    "position": ("sincos2d", "sinusoid", "learned", "learned2d", "relative", "rope2d", "conditional", "none"),
     "position_at": ("input", "every", "shared"),
     "pool": ("mean", "class", "attention"),
     "ablation": ("", "se", "ghost", "dense"),
 }
+# What the blocks of `ablations.py` do not have.
+PLAIN_BLOCKS = ("attention_scale", "qk_norm", "value_skip", "mlp", "norm", "layer_scale", "drop_path")
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,11 @@ class ModelConfig:
             no_token = self.class_position and not self.class_token
             expect(not no_token, "class_position without a class token: expected pool class")
             expect(self.class_token or not self.distillation, "distillation without a class token: expected pool class")
+        if self.ablation:
+            fixed = {f.name: f.default for f in dataclasses.fields(self) if f.name in PLAIN_BLOCKS}
+            changed = [name for name, usual in fixed.items() if getattr(self, name) != usual]
+            expect(not changed, f"the {self.ablation} blocks know no {', '.join(changed)}: leave them as they are")
+            expect(self.position not in ("relative", "rope2d"), f"the {self.ablation} blocks know no {self.position}")
         expect(isinstance(self.registers, int) and self.registers >= 0, "registers: expected 0 or more")
         expect(0 <= self.drop_path < 1, f"drop_path is {self.drop_path}: expected 0 to below 1")
         expect(self.layer_scale >= 0, f"layer_scale is {self.layer_scale}: expected 0 or more")

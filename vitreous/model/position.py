@@ -156,14 +156,37 @@ class RelativeBias(nn.Module):
         return F.pad(table[index].permute(2, 0, 1), (self.prefix, 0, self.prefix, 0))
 
 
-LEARNED = {"learned": LearnedTable, "learned2d": LearnedAxes, "relative": RelativeBias}
+class ConditionalPosition(nn.Module):
+    """A depthwise convolution of 3×3 over the tokens, whose zero padding tells where the edges are (2102.10882).
+
+    What it adds depends on a token's neighbours, so that it also tells attention what lies beside what.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.prefix = config.prefix
+        self.convolution = nn.Conv2d(config.width, config.width, 3, padding=1, groups=config.width)
+
+    def forward(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """(B, prefix + N, D) -> what is added to it, 0 for prefix tokens."""
+        image = tokens[:, self.prefix :].mT.unflatten(2, grid)  # (B, D, gh, gw), channels last in memory
+        return F.pad(self.convolution(image).flatten(2).mT, (0, 0, self.prefix, 0))
+
+
+LEARNED = {
+    "learned": LearnedTable,
+    "learned2d": LearnedAxes,
+    "relative": RelativeBias,
+    "conditional": ConditionalPosition,
+}
 
 
 class PositionEmbedding(nn.Module):
     """Tells the tokens their places: at the input, or before or inside every block.
 
     "sincos2d" and "rope2d" are evaluated on the grid, "sinusoid" is built for its number of tokens, learned ones are
-    resampled to it. With `position_at` "every", each block has tables of its own; with "shared" all use the same.
+    resampled to it, a "conditional" one is a convolution. With `position_at` "every", each block has tables of its own;
+    with "shared" all use the same.
     """
 
     def __init__(self, config: ModelConfig):
@@ -178,6 +201,8 @@ class PositionEmbedding(nn.Module):
         kind = self.config.position
         if kind in ("none", "relative", "rope2d") or (layer and self.config.position_at == "input"):
             return tokens
+        if kind == "conditional":
+            return tokens + self.tables[layer % len(self.tables)](tokens, grid)
         if self.tables:
             return tokens + self.tables[layer % len(self.tables)](grid).to(tokens)
         return tokens + table_on(self.config, grid, tokens)

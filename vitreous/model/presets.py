@@ -23,6 +23,7 @@ SIZES: dict[str, Fields] = {
 PATCHES = {"xxs": (1, 2, 4), "xs": (1, 2, 4, 8, 16)}  # of other sizes: 8, 14, 16 and 32
 
 # ViTs with a convolutional stem for small data (2106.14881 shows what it does; the sizes are ours).
+CONDITIONAL: Fields = {"position": "conditional", "position_at": "every"}
 STEMMED: dict[str, Fields] = {
     "xs": {"width": 128, "depth": 4, "heads": 4, "stem": (64, 128)},
     "s": {"width": 192, "depth": 6, "heads": 6, "stem": (96, 192)},
@@ -85,7 +86,7 @@ def _vit(size: str, patch: int, **fields) -> ModelConfig:
 
 def _stemmed(size: str, patch: int) -> ModelConfig:
     steps = min(2, patch.bit_length() - 1)
-    fields = {**STEMMED[size], "stem": STEMMED[size]["stem"][-steps:]}
+    fields = {**STEMMED[size], "stem": STEMMED[size]["stem"][-steps:], **CONDITIONAL}
     side = 32 if patch < 8 else 160
     return ModelConfig(
         **fields,

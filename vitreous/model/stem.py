@@ -41,9 +41,7 @@ class Whitening(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, C, H, W) -> (B, outputs, H / stride, W / stride)."""
-        return F.gelu(
-            F.conv2d(pixels, torch.cat((self.filters, -self.filters)), self.bias, self.stride, self.padding)
-        )
+        return F.gelu(F.conv2d(pixels, torch.cat((self.filters, -self.filters)), self.bias, self.stride, self.padding))
 
     @torch.no_grad()
     def fit(self, pixels: Tensor) -> None:

@@ -85,7 +85,7 @@ def build(config: ModelConfig, seed: int = 0) -> VisionTransformer:
         for module in model.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | Convolution):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
-                if module.bias is not None:
+                if isinstance(module.bias, Tensor):
                     nn.init.zeros_(module.bias)
         projection = model.tokenizer.projection
         nn.init.normal_(projection.weight, std=0.5 * projection.weight[0].numel() ** -0.5)

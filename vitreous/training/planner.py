@@ -14,6 +14,7 @@ from vitreous.training.loop import Learner, outputs_on, training_batches, update
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import (
     DEFAULT_MINUTES,
+    RECIPES,
     Plan,
     TrainConfig,
     choose_batch,
@@ -22,6 +23,7 @@ from vitreous.training.recipe import (
     choose_threads,
 )
 
+SMALL = 64  # pixels a side up to which pictures are varied slightly
 MOST_ROWS = 100  # rows of metrics.csv that a run aims at
 TIMED_SECONDS = {"epochs": 1.0, "minutes": 4.0}  # that the timing of the first steps may take, by what it is for
 
@@ -29,8 +31,8 @@ TIMED_SECONDS = {"epochs": 1.0, "minutes": 4.0}  # that the timing of the first 
 def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: torch.device) -> Plan:
     """Fixes all that the run depends on. With `minutes` the number of steps follows from a short timing."""
     batch = min(config.batch or choose_batch(len(job.training)), len(job.training))
-    optimizer = config.optimizer if config.optimizer != "auto" else "adamw" if config.init else "muon"
-    falls = config.schedule if config.schedule != "auto" else "linear" if optimizer == "muon" else "cosine"
+    recipe = RECIPES["paper" if config.init else config.recipe]
+    optimizer = config.optimizer if config.optimizer != "auto" else recipe.optimizer
     draft = Plan(
         steps=0,
         epochs=0,
@@ -38,7 +40,7 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
         accumulate=min(config.accumulate, batch),
         optimizer=optimizer,
         lr=config.lr or choose_rate(optimizer, job.model.width, batch),
-        schedule=falls,
+        schedule=config.schedule if config.schedule != "auto" else recipe.schedule,
         warmup_steps=0,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
@@ -54,6 +56,7 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
             job.spec.channels,
             job.spec.depth,
             job.task.mirror_sensitive,
+            small=max(job.main_size) <= SMALL,
         ),
         precision=choose_precision(config.precision, device),
         device=str(device),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitreous.data.decode import Facts
 from vitreous.data.doctor import Scan, fast_findings, scan
-from vitreous.data.preprocess import InputSpec, Size, infer_spec, parse_size, shrink
+from vitreous.data.preprocess import InputSpec, Size, infer_spec, shrink
 from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import assign_splits
 from vitreous.data.store import PixelStore, UndecodableError, open_store
@@ -101,7 +101,7 @@ def prepare(data: str, config: TrainConfig, journal: Journal, origin: ModelConfi
     used = np.flatnonzero(splits != "test")
     facts = _facts(found, used)
     shapes = [(fact.height, fact.width) for fact in facts]
-    model = origin or choose_model(config.model, shapes, parse_size(config.size)[0])
+    model = origin or choose_model(config, shapes)
     spec = infer_spec(
         facts,
         [source.names[i] for i in used],

@@ -20,10 +20,30 @@ DEFAULT_MINUTES = 10.0  # where neither epochs nor minutes are given
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What becomes of the options that are left at auto."""
+
+    family: str  # of models, as `vitreous models` lists them: its name begins so, then comes a size and a patch
+    optimizer: str
+    schedule: str
+
+
+RECIPES = {
+    "auto": Recipe("vit_c", "muon", "linear"),
+    "patches": Recipe("vit", "muon", "linear"),
+    "t2t": Recipe("t2t_vit", "muon", "linear"),
+    "paper": Recipe("vit", "adamw", "cosine"),
+}
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The options of `train`. What is None or "auto" is chosen from the data, and written to the plan."""
 
-    # A name that `vitreous models` lists. auto: a small ViT with a patch size that suits the pictures
+    # What becomes of all that is left at auto: auto (a ViT with a convolutional stem, Muon: the best for small data),
+    # patches (the same without the stem), t2t (tokens-to-token in its place), paper (patches, AdamW and a cosine)
+    recipe: Literal["auto", "patches", "t2t", "paper"] = "auto"
+    # A name that `vitreous models` lists. auto: a small one of the recipe, with tokens that suit the pictures
     model: str = "auto"
     # 224: about the area of 224², in each picture's own shape. 160x384: exactly that height and width. auto: the
     # pictures' own size up to 64, else 160
@@ -67,15 +87,16 @@ class TrainConfig:
     batch: int | None = None
     # Pieces that an update is computed in, to save memory
     accumulate: int = 1
-    # adamw for all weights, or muon for the matrices between tokens and head. auto: muon from scratch, adamw with --init
+    # adamw, or muon for the matrices between pixels and head and adamw for the rest. auto: the recipe's, adamw with
+    # --init
     optimizer: Literal["auto", "muon", "adamw"] = "auto"
-    # Largest learning rate; with muon that of the matrices, the rest learns ten times slower
+    # Largest learning rate; with muon that of the matrices, the rest learns five times slower
     lr: float | None = None
     # Weight decay, on matrices alone
     weight_decay: float = 0.05
     # Share of the steps in which the learning rate rises
     warmup: float = 0.1
-    # How it falls then, to 0: along a line or a cosine. auto: a line with muon, a cosine with adamw
+    # How it falls then, to 0: along a line or a cosine. auto: the recipe's
     schedule: Literal["auto", "linear", "cosine"] = "auto"
     # Label smoothing, for classes
     smoothing: float = 0.1
@@ -85,7 +106,7 @@ class TrainConfig:
     ema: float | None = None
     # For unbalanced classes: weigh the loss, or draw rare classes more often
     balance: Literal["none", "weights", "sampling"] = "none"
-    # How pictures are varied: auto, none, light, medium or strong; the options below change single parts of it
+    # How pictures are varied: auto, none, slight, light, medium or strong; the options below change single parts of it
     augment: str = "auto"
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
 
@@ -226,19 +247,22 @@ class Plan:
         return cls(**{**values, "augmentation": AugmentConfig(**values["augmentation"])})
 
 
-def choose_model(name: str, shapes: list[tuple[int, int]], fixed: tuple[int, int] | None) -> ModelConfig:
-    """The named preset, or for "auto" the small ViT with a stem whose tokens suit the pictures: 16 to 100 of them.
+def choose_model(config: TrainConfig, shapes: list[tuple[int, int]]) -> ModelConfig:
+    """The model that was named, or for "auto" the small one of the recipe whose tokens suit the pictures: 16 to 100.
 
-    A size that is fixed must divide by the patch; the largest one that does is taken.
+    A size that is fixed must divide by what a token covers; the largest that does is taken.
     """
-    if name != "auto":
-        return preset(name)
+    if config.model != "auto":
+        return preset(config.model)
+    fixed = parse_size(config.size)[0]
     height, width = fixed or sorted(shapes, key=lambda s: s[0] * s[1])[len(shapes) // 2]
     side = math.sqrt(height * width)
-    patch = next((patch for largest, patch in ((6, 1), (12, 2), (40, 4), (64, 8)) if side <= largest), 16)
-    while fixed and patch > 1 and (height % patch or width % patch):
-        patch //= 2
-    return PRESETS[f"vit_c_xs_{patch}" if patch > 1 else "vit_xs_1"]
+    wanted = next((patch for largest, patch in ((6, 1), (12, 2), (40, 4), (64, 8)) if side <= largest), 16)
+    while fixed and wanted > 1 and (height % wanted or width % wanted):
+        wanted //= 2
+    family = f"{RECIPES[config.recipe].family}_xs_"
+    patches = sorted(int(name.removeprefix(family)) for name in PRESETS if name.startswith(family))
+    return PRESETS[family + str(max((patch for patch in patches if patch <= wanted), default=patches[0]))]
 
 
 def choose_batch(pictures: int) -> int:
@@ -247,11 +271,11 @@ def choose_batch(pictures: int) -> int:
 
 
 def choose_rate(optimizer: str, width: int, batch: int) -> float:
-    """The largest learning rate. Muon: 0.02 at any width, at 128 pictures. AdamW: 1e-3 at width 192 and 64 pictures,
+    """The largest learning rate. Muon: 0.01 at any width, at 128 pictures. AdamW: 1e-3 at width 192 and 64 pictures,
     less for wider models. Both: less for smaller batches.
     """
     if optimizer == "muon":
-        return 0.02 * math.sqrt(min(batch, 128) / 128)
+        return 0.01 * math.sqrt(min(batch, 128) / 128)
     return 1e-3 * math.sqrt(192 / width) * math.sqrt(min(batch, 128) / 64)
 
 

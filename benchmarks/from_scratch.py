@@ -1,0 +1,230 @@
+"""What `vitreous train` reaches from nothing in a wall-clock budget, and what a peer does in the same sitting.
+
+    python benchmarks/from_scratch.py cifar10 --data FOLDER --minutes 10 --seeds 0 1 2 --peers peers/bin/python --test
+    python benchmarks/from_scratch.py digits
+
+FOLDER holds cifar10/train.tar and cifar10/test.tar, tars of class folders, or clothing/ with train/, validation/ and
+test/. For each seed it runs what a newcomer types, `vitreous train DATA --minutes M --seed S --out RUN`, without a
+cache of pixels, then `vitreous eval`. Options of `vitreous train` may follow after `--`, to try them. What is scored is
+the validation split, to choose by; --test scores the test pictures instead, for the figure that is published.
+
+With --peers, the Python of an environment with timm (peers/README.md), a ResNet-18 trains for as long from the same
+pictures, varied once its usual way and once as Vitreous varies them, and each seed is held against it, picture by
+picture. The runs and all answers stay in --out. Exits with 1 where too little of the work lies in the encoder's blocks.
+"""
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vitreous.infer.predictor import evaluate, load
+from vitreous.model.config import ModelConfig
+from vitreous.model.vit import count_macs
+from vitreous.training.journal import read_rows
+
+ROOT = Path(__file__).resolve().parent.parent
+PEER = "resnet18"
+HELD_TO = 0.5  # share of the multiply-accumulates that lies in the encoder's blocks
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Task:
+    """Places below --data, and the usual budget in minutes. "" is what the task does not have."""
+
+    data: str
+    train: str
+    test: str
+    minutes: float
+
+
+TASKS = {
+    "cifar10": Task("cifar10/train.tar", "cifar10/train.tar", "cifar10/test.tar", 10.0),
+    "clothing": Task("clothing", "clothing/train", "clothing/test", 10.0),
+    "digits": Task("digits", "", "", 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one seed. Times in seconds."""
+
+    top1: float
+    balanced: float
+    pictures: int
+    epochs: float
+    rate: float  # pictures a second of training, its rows of metrics included
+    before: float  # scan, decoding, and the timing of the first steps
+    training: float
+    total: float  # the whole command
+
+    def line(self) -> str:
+        """All figures."""
+        return (
+            f"top-1 {self.top1:6.2%}   balanced {self.balanced:6.2%}   {self.pictures:,} pictures   "
+            f"{self.epochs:.1f} epochs, {self.rate:,.0f} pictures/s   "
+            f"{self.before:.1f} s before training, {self.training:.1f} s training, {self.total:.1f} s in all"
+        )
+
+
+def verb(name: str, *words: str | Path, show: bool = False, cache: str = "") -> str:
+    """Runs a verb of the command line, shown on standard error or not, and returns what it printed."""
+    command = [sys.executable, "-m", "vitreous", name, *map(str, words)]
+    environment = {**os.environ, **({"VITREOUS_CACHE": cache} if cache else {})}
+    output = sys.stderr if show else subprocess.PIPE
+    return subprocess.run(command, check=True, stdout=output, env=environment, text=True).stdout
+
+
+def train_and_score(
+    run: Path, data: str, scored: str, split: str, minutes: float, seed: int, more: Sequence[str]
+) -> Result:
+    """One seed, from nothing to its figures; the answer to each picture goes to answers.csv in the run."""
+    with tempfile.TemporaryDirectory(prefix="pixels-", dir=run.parent) as cache:
+        began = time.time()
+        words = ("--minutes", f"{minutes:g}", "--seed", str(seed), "--out", run, *more)
+        verb("train", data, *words, show=True, cache=cache)
+        total = time.time() - began
+    plan = json.loads((run / "plan.json").read_text())
+    training = read_rows(run, plan["steps"])[-1]["seconds"]
+    summary = json.loads(verb("eval", run, scored, "--split", split, "--json"))
+    write_answers(run, scored, split)
+    return Result(
+        top1=summary["top1"],
+        balanced=summary["balanced_accuracy"],
+        pictures=summary["n"],
+        epochs=plan["epochs"],
+        rate=plan["steps"] * plan["batch"] / training,
+        before=(run / "plan.json").stat().st_mtime - began,
+        training=training,
+        total=total,
+    )
+
+
+def write_answers(run: Path, scored: str, split: str) -> None:
+    """The answers in the form that the peers write."""
+    found = evaluate(load(run), scored, split=split, say=lambda text: None)
+    names = found.task.names
+    with open(run / "answers.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("picture", "class", "answer"))
+        for picture, target, answer in zip(found.names, found.targets, found.answers.argmax(1), strict=True):
+            writer.writerow((picture, names[target], names[answer]))
+
+
+def train_peer(
+    python: str, augmentation: str, words: Sequence[str | Path], options: argparse.Namespace, threads: int
+) -> Path:
+    """Trains the peer as long as ours and prints what it reached; returns the file of its answers."""
+    answers = options.out / f"{PEER}-{augmentation}.csv"
+    command = [python, ROOT / "benchmarks" / "peers" / "from_scratch.py", PEER, *words, "--augmentation", augmentation]
+    command += ["--minutes", options.minutes, "--seed", options.seeds[0], "--threads", threads, "--out", answers]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    subprocess.run(list(map(str, command)), check=True, env={**os.environ, "PYTHONPATH": path})
+    return answers
+
+
+def read_answers(path: Path) -> dict[str, bool]:
+    """Picture -> whether the answer was right."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return {row["picture"]: row["class"] == row["answer"] for row in csv.DictReader(file)}
+
+
+def difference(ours: dict[str, bool], theirs: dict[str, bool]) -> str:
+    """How many points ours is above theirs on the pictures that both answered, with a paired bootstrap interval."""
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared:
+        return "no picture that both answered"
+    gain = np.array([int(ours[name]) - int(theirs[name]) for name in shared])
+    shares = [float(np.mean(gain == value)) for value in (-1, 0, 1)]
+    # To draw pictures with replacement is to draw how many of them are lost, equal and won.
+    drawn = np.random.default_rng(0).multinomial(len(shared), shares, RESAMPLES)
+    low, high = np.quantile(100 * (drawn[:, 2] - drawn[:, 0]) / len(shared), (0.025, 0.975))
+    return f"{100 * gain.mean():+.2f} points (95 %: {low:+.2f} to {high:+.2f}) on {len(shared):,} pictures"
+
+
+def block_share(run: Path) -> tuple[float, int]:
+    """The share of a picture's multiply-accumulates that lies in the encoder's blocks, and how many there are."""
+    config = ModelConfig.from_json(json.loads((run / "config.json").read_text())["model"])
+    one, two = (count_macs(replace(config, depth=depth), *config.image_size) for depth in (1, 2))
+    whole = count_macs(config, *config.image_size)
+    return config.depth * (two - one) / whole, whole
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, standard deviation and range, of shares."""
+    text = f"{statistics.mean(values):.2%}"
+    if len(values) == 1:
+        return text
+    return f"{text} (deviation {100 * statistics.stdev(values):.2f}, {min(values):.2%} to {max(values):.2%})"
+
+
+def place(name: str, options: argparse.Namespace) -> str:
+    """Where the data lies; "digits" is built in."""
+    return str(options.data / name) if options.data else name
+
+
+def parse() -> tuple[argparse.Namespace, list[str]]:
+    """The options, and those that go to `vitreous train`."""
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--data", type=Path, metavar="FOLDER")
+    parser.add_argument("--minutes", type=float, help="default: 10; digits: 1")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--peers", metavar="PYTHON", help="of an environment with timm")
+    parser.add_argument("--test", action="store_true", help="score the test pictures")
+    parser.add_argument("--out", type=Path, help="default: runs/from_scratch-<task>-<time>")
+    options = parser.parse_args(words[:end])
+    task = TASKS[options.task]
+    if not task.test and (options.test or options.peers):
+        parser.error(f"{options.task} has no test split, and no peer: leave out --test and --peers")
+    if task.test and options.data is None:
+        parser.error("expected --data FOLDER")
+    options.minutes = options.minutes or task.minutes
+    options.out = options.out or Path("runs") / f"from_scratch-{options.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    options.out.mkdir(parents=True)
+    return options, words[end + 1 :]
+
+
+def main() -> int:
+    """Prints a line a seed, their mean, and how far the peer is; 1 where a figure is not held."""
+    options, more = parse()
+    task = TASKS[options.task]
+    data = place(task.data, options)
+    scored, split, side = (place(task.test, options), "auto", "test") if options.test else (data, *["validation"] * 2)
+    print(f"{options.task}, {options.minutes:g} minutes; scored: the {side} pictures", flush=True)
+
+    results, runs = [], {seed: options.out / f"seed-{seed}" for seed in options.seeds}
+    for seed, run in runs.items():
+        results.append(train_and_score(run, data, scored, split, options.minutes, seed, more))
+        print(f"seed {seed}   {results[-1].line()}", flush=True)
+    print(f"mean     top-1 {spread([r.top1 for r in results])}   balanced {spread([r.balanced for r in results])}")
+    first = next(iter(runs.values()))
+    plan = json.loads((first / "plan.json").read_text())
+    share, whole = block_share(first)
+    print(f"{share:.1%} of {whole / 1e6:,.1f}M multiply-accumulates in the encoder's blocks (held to {HELD_TO:.0%})")
+    print(f"{plan['threads']} threads, {plan['device']}, {plan['precision']}, torch {plan['torch']}", flush=True)
+
+    words = (place(task.train, options), scored) if options.test else (data, "--split", first / "split.csv")
+    for augmentation in ("theirs", "ours") if options.peers else ():
+        theirs = read_answers(train_peer(options.peers, augmentation, words, options, plan["threads"]))
+        for seed, run in runs.items():
+            above = difference(read_answers(run / "answers.csv"), theirs)
+            print(f"  seed {seed} against {PEER}, augmentation {augmentation}: {above}", flush=True)
+    return 0 if share >= HELD_TO else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

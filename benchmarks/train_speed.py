@@ -1,0 +1,154 @@
+"""Pictures a second of a training step of ViT-S/16 at 224²: from memory, from files, and beside timm's.
+
+    python benchmarks/train_speed.py --peers peers/bin/python
+    python benchmarks/train_speed.py --device cuda --batch 256
+
+The step is the one that `vitreous train` makes: its optimizer, clipping and moving average, and bf16 where the
+hardware has it. "From memory" repeats it with one batch; "from files" feeds it pictures that were drawn for it, decoded
+once to a cache and varied as `vitreous train` varies them. All take turns for some rounds; the medians are compared.
+Exits with 1 where training from files is not held.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vitreous.data.batches import Batch, TrainingBatches
+from vitreous.model.vit import build
+from vitreous.training.journal import Journal
+from vitreous.training.loop import Learner, training_batches, update
+from vitreous.training.planner import make_plan
+from vitreous.training.prepare import prepare
+from vitreous.training.recipe import TrainConfig, choose_device
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE, CLASSES, PICTURES = 224, 10, 400  # pixels, and how many pictures are drawn
+HELD_TO = 0.92  # of the rate from memory that is kept from files
+WARM_UP = 3  # steps that are not timed
+
+
+def draw_pictures(folder: Path) -> None:
+    """JPEG files of coloured noise, coarse and fine, in class folders."""
+    rng = np.random.default_rng(0)
+    for number in range(PICTURES):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((SIDE, SIDE))
+        pixels = np.asarray(coarse, dtype=np.int16) + rng.integers(-20, 21, (SIDE, SIDE, 3), dtype=np.int16)
+        path = folder / f"class-{number % CLASSES}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+@dataclass
+class Trainee:
+    """A learner, one batch in memory on its device, and its real batches from the given step on."""
+
+    learner: Learner
+    fixed: Batch
+    batches: TrainingBatches
+    step: int = 0
+
+    def rate(self, batches: Iterable[Batch]) -> float:
+        """Pictures a second of updates with these batches."""
+        count = 0
+        synchronise(self.learner.device)
+        start = time.perf_counter()
+        for batch in batches:
+            update(self.learner, batch)
+            count += len(batch.targets)
+        synchronise(self.learner.device)
+        return count / (time.perf_counter() - start)
+
+    def from_memory(self, steps: int) -> float:
+        """Pictures a second with one batch."""
+        return self.rate([self.fixed] * steps)
+
+    def from_files(self, steps: int) -> float:
+        """Pictures a second with batches as training has them."""
+        self.step += steps
+        return self.rate(self.batches.steps(self.step - steps, self.step, self.learner.plan.workers))
+
+
+def make_trainee(folder: Path, options: argparse.Namespace) -> Trainee:
+    """All that `vitreous train` makes before its first step, of pictures that are drawn into the folder."""
+    draw_pictures(folder / "pictures")
+    config = TrainConfig(
+        model="vit_s_16",
+        size=f"{SIDE}x{SIDE}",
+        epochs=1,
+        batch=options.batch,
+        threads=options.threads,
+        device=options.device,
+        cache=str(folder / "cache"),
+    )
+    job = prepare(str(folder / "pictures"), config, Journal(stderr=True))
+    model = build(job.model, config.seed)
+    plan = make_plan(job, config, model, choose_device(config.device))
+    learner, (batches, _) = Learner(model, job, plan), training_batches(job, plan)
+    batch = batches.make(0)
+    fixed = Batch(batch.pixels.to(plan.device), batch.targets.to(plan.device), batch.numbers)
+    return Trainee(learner, fixed, batches)
+
+
+def peer_rates(python: str, steps: int, options: argparse.Namespace) -> dict[str, float]:
+    """Pictures a second of timm's model, by variant, from a fresh process."""
+    command = [python, ROOT / "benchmarks" / "peers" / "train_speed.py", "--batch", options.batch, "--steps", steps]
+    command += ["--threads", options.threads, "--device", options.device]
+    said = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
+    return {f"timm, {name}": float(rate) for name, rate in (line.split("\t") for line in said.splitlines())}
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> int:
+    """Prints the rates and their ratios; 1 where a figure is not held."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="a round; default: 8, on a GPU 100")
+    parser.add_argument("--peers", metavar="PYTHON", help="of an environment with timm")
+    options = parser.parse_args()
+    steps = options.steps or (8 if options.device == "cpu" else 100)
+    torch.set_num_threads(options.threads)
+
+    rounds: list[dict[str, float]] = []
+    with tempfile.TemporaryDirectory(prefix="vitreous-") as folder:
+        trainee = make_trainee(Path(folder), options)
+        plan = trainee.learner.plan
+        trainee.from_memory(WARM_UP)
+        trainee.from_files(WARM_UP)
+        for _ in range(options.rounds):
+            ours = {"from memory": trainee.from_memory(steps), "from files": trainee.from_files(steps)}
+            rounds.append(ours | (peer_rates(options.peers, steps, options) if options.peers else {}))
+    rates = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
+
+    print(
+        f"training step of ViT-S/16, {plan.batch} pictures of {SIDE}×{SIDE}, {plan.precision}, {plan.optimizer}, "
+        f"{plan.threads} threads, {plan.device}; medians of {options.rounds} rounds of {steps} steps"
+    )
+    memory, files = rates.pop("from memory"), rates.pop("from files")
+    print(f"{'from memory':<42} {memory:8.1f} pictures/s")
+    print(f"{'from files':<42} {files:8.1f} pictures/s   {files / memory:.1%} of that (held to ≥ {HELD_TO:.0%})")
+    for name, rate in rates.items():
+        print(f"{name:<42} {rate:8.1f} pictures/s   ours is {memory / rate:.2f}×")
+    return 0 if files >= HELD_TO * memory else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

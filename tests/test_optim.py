@@ -1,0 +1,85 @@
+import pytest
+import torch
+from tiny_models import tiny_config, tiny_model
+
+from vitreous.training.optim import FROZEN, make_average, make_optimizers, restore_state, state_of
+
+CONFIG = tiny_config("stem", position="conditional", position_at="every", pool="class")
+
+
+def names_of(kind: str, **options) -> tuple[dict[str, set[str]], dict[str, dict]]:
+    """Names of the parameters of each optimizer, and the group of each parameter."""
+    model = tiny_model(CONFIG)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizers = make_optimizers(model, kind, lr=0.1, weight_decay=0.3, **options)
+    found = {type(o).__name__: {names[id(p)] for group in o.param_groups for p in group["params"]} for o in optimizers}
+    groups = {names[id(p)]: group for o in optimizers for group in o.param_groups for p in group["params"]}
+    return found, groups
+
+
+class TestMakeOptimizers:
+    def test_adamw_takes_every_parameter(self):
+        found, _ = names_of("adamw")
+        assert found == {"AdamW": {name for name, _ in tiny_model(CONFIG).named_parameters()}}
+
+    def test_muon_takes_the_matrices_between_pixels_and_head_and_adamw_all_others(self):
+        found, _ = names_of("muon")
+        matrices = {
+            *(f"tokenizer.steps.{i}.convolution.weight" for i in range(3)),
+            "tokenizer.projection.weight",
+            *(f"blocks.{i}.attention.{part}.weight" for i in range(2) for part in ("qkv", "projection")),
+            *(f"blocks.{i}.mlp.{part}.weight" for i in range(2) for part in ("expand", "contract")),
+        }
+        assert found["Muon"] == matrices
+        assert found["AdamW"] == {name for name, _ in tiny_model(CONFIG).named_parameters()} - matrices
+
+    def test_beside_muon_the_rest_learns_five_times_slower(self):
+        _, groups = names_of("muon")
+        assert groups["blocks.0.mlp.expand.weight"]["scale"] == 1.0
+        assert groups["head.outputs.weight"]["scale"] == 0.2
+
+    @pytest.mark.parametrize("kind", ["adamw", "muon"])
+    def test_only_weights_of_layers_decay(self, kind):
+        _, groups = names_of(kind)
+        decaying = {name for name, group in groups.items() if group["weight_decay"]}
+        assert decaying == {name for name in groups if name.endswith(".weight") and "norm" not in name}
+
+    @pytest.mark.parametrize("kind", ["adamw", "muon"])
+    def test_what_is_frozen_is_in_no_optimizer(self, kind):
+        found, groups = names_of(kind, freeze="encoder")
+        assert set(groups) == {"head.outputs.weight", "head.outputs.bias"}
+        assert not any(name.startswith(FROZEN["encoder"]) for name in groups)
+        assert "Muon" not in found
+
+    def test_layer_decay_slows_both_optimizers(self):
+        _, groups = names_of("muon", layer_decay=0.5)
+        assert groups["blocks.1.mlp.expand.weight"]["scale"] == 0.5
+        assert groups["blocks.0.mlp.expand.weight"]["scale"] == 0.25
+        assert groups["blocks.0.mlp.expand.bias"]["scale"] == 0.25 * 0.2
+        assert groups["tokenizer.projection.weight"]["scale"] == 0.125
+
+
+class TestState:
+    @pytest.mark.parametrize("kind", ["adamw", "muon"])
+    def test_a_restored_state_goes_on_to_the_same_bits(self, kind):
+        def learner():
+            model = tiny_model(CONFIG)
+            return model, make_average(model, 0.9), make_optimizers(model, kind, lr=0.01, weight_decay=0.1)
+
+        def step(model, average, optimizers, number):
+            pixels = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(number))
+            model(pixels).square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            average.update_parameters(model)
+
+        first, second = learner(), learner()
+        for number in range(3):
+            step(*first, number)
+        restore_state({name: tensor.clone() for name, tensor in state_of(*first).items()}, *second)
+        for one in (first, second):
+            step(*one, 3)
+        a, b = state_of(*first), state_of(*second)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
