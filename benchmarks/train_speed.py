@@ -87,6 +87,7 @@ def make_trainee(folder: Path, options: argparse.Namespace) -> Trainee:
         size=f"{SIDE}x{SIDE}",
         epochs=1,
         batch=options.batch,
+        optimizer=options.optimizer,
         threads=options.threads,
         device=options.device,
         cache=str(folder / "cache"),
@@ -120,6 +121,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--optimizer", choices=("auto", "muon", "adamw"), default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="a round; default: 8, on a GPU 100")
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment with timm")

@@ -26,6 +26,7 @@ class TestMakeOptimizers:
         found, _ = names_of("muon")
         matrices = {
             *(f"tokenizer.steps.{i}.convolution.weight" for i in range(3)),
+            "tokenizer.first.weight",
             "tokenizer.projection.weight",
             *(f"blocks.{i}.attention.{part}.weight" for i in range(2) for part in ("qkv", "projection")),
             *(f"blocks.{i}.mlp.{part}.weight" for i in range(2) for part in ("expand", "contract")),

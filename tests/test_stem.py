@@ -4,61 +4,20 @@ from tiny_models import pictures, tiny_config, tiny_model
 from torch import nn
 
 from vitreous.errors import InputError
-from vitreous.model.stem import Convolution, Whitening
-
-
-def whitened(stride: int, channels: int = 3, filters: int = 200) -> tuple[Whitening, torch.Tensor]:
-    """A layer fitted to smooth pictures, whose neighbours are alike, and its responses before the GELU, (places, c)."""
-    noise = torch.randn(40, channels, 40, 40, generator=torch.Generator().manual_seed(0))
-    smooth = nn.functional.avg_pool2d(noise, 5, stride=1, padding=2)
-    layer = Whitening(channels, filters, stride)
-    layer.fit(smooth)
-    return layer, nn.functional.conv2d(smooth, layer.filters, stride=stride).movedim(1, -1).flatten(0, 2)
+from vitreous.model.stem import Convolution
 
 
 class TestConvolution:
-    @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (5, 2, 0)])
+    @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (4, 2, 1), (8, 4, 2)])
     def test_computes_what_a_conv2d_with_its_weight_does(self, kernel, stride, padding):
-        layer, reference = (
-            Convolution(4, 6, kernel, stride, padding),
-            nn.Conv2d(4, 6, kernel, stride, padding, bias=False),
-        )
+        layer = Convolution(4, 6, kernel, stride, bias=True)
+        reference = nn.Conv2d(4, 6, kernel, stride, padding)
         nn.init.normal_(layer.weight)
-        reference.load_state_dict({"weight": layer.weight.detach().unflatten(1, (4, kernel, kernel))})
-        image = torch.randn(2, 4, 9, 11)
+        reference.load_state_dict({"weight": layer.weight.unflatten(1, (4, kernel, kernel)), "bias": layer.bias})
+        image = torch.randn(2, 4, 16, 24)
         torch.testing.assert_close(layer(image), reference(image))
+        assert layer(image).shape[2:] == (16 / stride, 24 / stride)
         assert layer.weight.ndim == 2  # Muon takes no other
-
-
-class TestWhitening:
-    @pytest.mark.parametrize("stride", [1, 2])
-    def test_responses_to_the_pictures_it_was_fitted_to_are_uncorrelated_and_of_one_size(self, stride):
-        layer, responses = whitened(stride)
-        found = min(len(layer.filters), layer.filters[0].numel())
-        covariance = responses[:, :found].T.cov()
-        variances = covariance.diag()
-        assert (covariance - variances.diag()).abs().max() < 0.02
-        assert 0.9 < variances[:3].min() <= variances[:3].max() <= 1.0
-
-    def test_the_first_filters_see_most(self):
-        layer, _ = whitened(1)
-        assert layer.filters[0].sum().abs() < layer.filters[0].abs().sum() * 1.01  # of one sign: the mean of the window
-        assert layer.filters[0].norm() < layer.filters[5].norm()  # what varies much is scaled up less
-
-    def test_each_filter_has_its_negative(self):
-        layer, _ = whitened(1, filters=12)
-        half = layer(pictures(tiny_config("stem"))).unflatten(1, (2, 6))
-        gelu = nn.functional.gelu
-        responses = nn.functional.conv2d(pictures(tiny_config("stem")), layer.filters, padding=1)
-        torch.testing.assert_close(half[:, 0], gelu(responses))
-        torch.testing.assert_close(half[:, 1], gelu(-responses))
-
-    def test_more_filters_than_components_leaves_the_rest_as_they_were(self):
-        layer = Whitening(1, 40, 1)
-        before = layer.filters.clone()
-        layer.fit(torch.randn(4, 1, 16, 16))
-        assert not torch.equal(layer.filters[:9], before[:9])
-        assert torch.equal(layer.filters[9:], before[9:])
 
 
 class TestConvolutionStem:

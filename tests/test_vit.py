@@ -116,7 +116,7 @@ class TestForward:
     @pytest.mark.parametrize("features", CHECKED)
     def test_gradients_are_those_of_finite_differences(self, features, kernel, monkeypatch):
         monkeypatch.setattr(kernels, "PLAIN_LENGTH", 512 if kernel == "plain" else 0)
-        small = {"patch_size": (2, 2), "kernels": (3, 3), "stem": (2,), "token_width": 2, "image_size": (4, 6)}
+        small = {"patch_size": (2, 2), "kernels": (3, 3), "stem": (2, 2), "token_width": 2, "image_size": (4, 6)}
         sizes = {"channels": 1, "width": 4, "heads": 2, "depth": 1, "outputs": 2, "pool": "class"}
         config = tiny_config(**{**small, **sizes, **CHECKED[features]})
         model = tiny_model(config).double()

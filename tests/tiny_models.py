@@ -18,7 +18,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "token_width": 8,
         "image_size": (12, 20),
     },
-    "stem": {"tokenizer": "stem", "stem": (8, 12), "stem_filters": 6, "image_size": (12, 20)},
+    "stem": {"tokenizer": "stem", "stem": (6, 8, 12), "image_size": (12, 20)},
     "convolution": {
         "tokenizer": "t2t",
         "token_kind": "convolution",

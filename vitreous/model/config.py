@@ -43,9 +43,8 @@ class ModelConfig:
     token_mlp_ratio: float = 1.0
     token_scale: str = "input"  # softmax scale of the token transformers: input width or head width, to the -1/2
 
-    stem: tuple[int, ...] = (64, 128)  # channels of the stem's steps, each of which halves the picture
-    stem_stride: int = 1  # pixels from one window of its first, fixed filters to the next
-    stem_filters: int = 24  # how many of them there are, half of them the negatives of the others
+    stem: tuple[int, ...] = (24, 64, 128)  # channels of the stem's first convolution, and of each step that halves
+    stem_stride: int = 1  # of its first convolution
 
     width: int = 384  # D
     depth: int = 12
@@ -96,7 +95,7 @@ class ModelConfig:
         if self.tokenizer == "patch":
             return self.patch_size
         if self.tokenizer == "stem":
-            return (self.stem_stride * 2 ** len(self.stem),) * 2
+            return (self.stem_stride * 2 ** (len(self.stem) - 1),) * 2
         total = math.prod(split_stride(kernel) for kernel in self.kernels)
         return total, total
 
@@ -163,8 +162,6 @@ class ModelConfig:
             several = isinstance(value, tuple) and value != () and all(isinstance(v, int) and v > 0 for v in value)
             expect(several, f"{name} is {value!r}: expected whole numbers above 0, one a {of}", name)
         expect(self.stem_stride in (1, 2, 4, 8), "stem_stride: expected 1, 2, 4 or 8", "stem_stride")
-        even = isinstance(self.stem_filters, int) and self.stem_filters > 0 and self.stem_filters % 2 == 0
-        expect(even, f"stem_filters is {self.stem_filters!r}: expected an even number above 0")
         if sound("width", "heads"):
             expect(self.width % self.heads == 0, f"width {self.width} does not divide by {self.heads} heads")
         if sound("token_width", "token_heads"):

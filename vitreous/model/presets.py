@@ -25,8 +25,8 @@ PATCHES = {"xxs": (1, 2, 4), "xs": (1, 2, 4, 8, 16)}  # of other sizes: 8, 14, 1
 # ViTs with a convolutional stem for small data (2106.14881 shows what it does; the sizes are ours).
 CONDITIONAL: Fields = {"position": "conditional", "position_at": "every"}
 STEMMED: dict[str, Fields] = {
-    "xs": {"width": 128, "depth": 4, "heads": 4, "stem": (64, 128)},
-    "s": {"width": 192, "depth": 6, "heads": 6, "stem": (96, 192)},
+    "xs": {"width": 128, "depth": 4, "heads": 4, "stem": (24, 64, 128)},
+    "s": {"width": 192, "depth": 6, "heads": 6, "stem": (32, 96, 192)},
 }
 
 # DeiT (2012.12877), DeiT-III (2204.07118), DINOv2 (2304.07193) and its registers (2309.16588).
@@ -85,16 +85,13 @@ def _vit(size: str, patch: int, **fields) -> ModelConfig:
 
 
 def _stemmed(size: str, patch: int) -> ModelConfig:
-    steps = min(2, patch.bit_length() - 1)
-    fields = {**STEMMED[size], "stem": STEMMED[size]["stem"][-steps:], **CONDITIONAL}
+    first, *widths = STEMMED[size]["stem"]
+    steps = min(len(widths), patch.bit_length() - 1)
+    stride = patch >> steps
+    stem = (first if stride == 1 else 2 * first, *widths[-steps:])
+    fields = {**STEMMED[size], **CONDITIONAL, "stem": stem, "stem_stride": stride}
     side = 32 if patch < 8 else 160
-    return ModelConfig(
-        **fields,
-        tokenizer="stem",
-        stem_stride=patch >> steps,
-        stem_filters=24 if patch < 8 else 48,
-        image_size=(side, side),
-    )
+    return ModelConfig(**fields, tokenizer="stem", image_size=(side, side))
 
 
 PRESETS: dict[str, ModelConfig] = {

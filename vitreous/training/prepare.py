@@ -1,14 +1,12 @@
 """Data to a Job: all that a run trains on, checked before the first step."""
 
 import dataclasses
-import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from torch import Tensor
 
 from vitreous.data.decode import Facts
 from vitreous.data.doctor import Scan, fast_findings, scan
@@ -42,18 +40,7 @@ class Job:
     @property
     def main_size(self) -> Size:
         """The size (height, width) that most pictures take."""
-        return self.spec.sizes[self._main]
-
-    def sample(self, pixels: int) -> Tensor:
-        """Normalised pixels (B, C, H, W) of training pictures of the main size, about `pixels` places in all."""
-        numbers = self.training[self.store.which[self.training] == self._main]
-        count = max(1, pixels // math.prod(self.main_size))
-        numbers = numbers[:: -(-len(numbers) // count)]
-        return self.spec.normalise(self.store.gather(numbers).permute(0, 3, 1, 2))
-
-    @property
-    def _main(self) -> int:
-        return int(np.bincount(self.store.which[self.training]).argmax())
+        return self.spec.sizes[int(np.bincount(self.store.which).argmax())]
 
 
 @dataclass(frozen=True)

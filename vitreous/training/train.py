@@ -12,7 +12,6 @@ from vitreous.calibration import Calibration, headline, summarise
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
-from vitreous.model.stem import ConvolutionStem
 from vitreous.model.vit import VisionTransformer, build, count_macs, count_parameters
 from vitreous.model.weights import adapt, import_weights
 from vitreous.rundir import FORMAT, RunDir, discard
@@ -22,8 +21,6 @@ from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, prepare, prepare_again
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads
-
-WHITENED = 2**20  # pixels of training pictures that the first filters of a convolutional stem are fitted to
 
 
 def train(
@@ -59,8 +56,6 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
     if origin:
         fresh = adapt(model, origin[1], origin[0])
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
-    elif isinstance(model.tokenizer, ConvolutionStem):
-        model.tokenizer.whitening.fit(job.sample(WHITENED))
     plan = make_plan(job, config, model, device)
     _tell(model, job, plan, journal)
     run = RunDir.create(out if out is not None else _name(str(data), job))
