@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vitreous.data.augment import AugmentConfig
-from vitreous.data.batches import Order, TrainingBatches, plain_batches
+from vitreous.data.batches import Order, TrainingBatches, coarser, plain_batches
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.sources import Source
 from vitreous.data.store import PixelStore
@@ -187,6 +187,25 @@ class TestTrainingBatches:
             torch.testing.assert_close(batch.pixels, batches.store.spec.normalise(pixels), rtol=0, atol=1e-5)
             np.testing.assert_array_equal(pixels[:, 0, 0, 0].numpy(), batch.numbers)
             assert batch.targets.tolist() == (batch.numbers % 4).tolist()
+
+    def test_the_first_steps_are_coarser_pictures_of_the_same_things(self):
+        whole, coarse = training(NOTHING), training(NOTHING, coarse_steps=3, stride=(2, 4))
+        for step in range(5):
+            a, b = whole.make(step), coarse.make(step)
+            np.testing.assert_array_equal(a.numbers, b.numbers)
+            if step >= 3:
+                assert torch.equal(a.pixels, b.pixels)
+                continue
+            assert b.pixels.shape[2:] == coarser(a.pixels.shape[2:], (2, 4)) != a.pixels.shape[2:]
+            torch.testing.assert_close(a.pixels.mean((2, 3)), b.pixels.mean((2, 3)), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "expected"),
+    [((32, 32), (4, 4), (24, 24)), ((192, 144), (16, 16), (144, 112)), ((16, 400), (16, 16), (16, 304))],
+)
+def test_coarser_is_about_three_quarters_in_multiples_of_the_stride(size, stride, expected):
+    assert coarser(size, stride) == expected
 
 
 class TestPlainBatches:

@@ -123,8 +123,8 @@ class TestKilledAndResumed:
 
     def test_a_run_of_minutes_keeps_the_plan_that_was_written_before_its_first_step(self, shapes, tmp_path):
         run, whole = tmp_path / "killed", tmp_path / "whole"
-        words = ("--minutes", "0.15", "--batch", "16", "--save-every", "15", *TINY_WORDS)
-        kill_when(("train", shapes, "--out", run, *words), lambda: half_done(run, 15))
+        words = ("--minutes", "0.2", "--batch", "16", "--save-every", "3", *TINY_WORDS)
+        kill_when(("train", shapes, "--out", run, *words), lambda: half_done(run, 3))
         assert_unfinished(run)
         plan = (run / "plan.json").read_bytes()
         earliest = min(path.stat().st_mtime_ns for path in run.glob("last/*"))

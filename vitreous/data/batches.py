@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitreous.data.augment import AugmentConfig, augment
+from vitreous.data.preprocess import Size
 from vitreous.data.store import PixelStore, in_order
 
 
@@ -79,14 +81,27 @@ class Order:
         return rng.choice(members, len(members), p=chances)
 
 
+def coarser(size: Size, stride: Size) -> Size:
+    """The size (height, width) that is nearest to three quarters of this one, in multiples of the stride."""
+    height, width = (max(1, round(0.75 * n / s)) * s for n, s in zip(size, stride, strict=True))
+    return height, width
+
+
 class TrainingBatches:
-    """Augmented batches of the training pictures by step."""
+    """Augmented batches of the training pictures by step: of the first `coarse_steps` at a `coarser` size."""
 
     def __init__(
-        self, store: PixelStore, targets: np.ndarray, order: Order, config: AugmentConfig, classes: int | None
+        self,
+        store: PixelStore,
+        targets: np.ndarray,
+        order: Order,
+        config: AugmentConfig,
+        classes: int | None,
+        coarse_steps: int = 0,
+        stride: Size = (1, 1),
     ):
         self.store, self.targets, self.order, self.config = store, torch.from_numpy(targets), order, config
-        self.classes = classes
+        self.classes, self.coarse_steps, self.stride = classes, coarse_steps, stride
         self.mean = torch.tensor(store.spec.mean) * store.spec.scale
 
     def make(self, step: int) -> Batch:
@@ -102,7 +117,11 @@ class TrainingBatches:
             scale=self.store.spec.scale,
             classes=self.classes,
         )
-        return Batch(self.store.spec.normalise(pixels), targets, numbers)
+        pixels = self.store.spec.normalise(pixels)
+        if step < self.coarse_steps:
+            size = coarser((pixels.shape[2], pixels.shape[3]), self.stride)
+            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        return Batch(pixels, targets, numbers)
 
     def steps(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
         """Batches of the steps from `start` up to `stop`; `workers` threads make them ahead, 0 makes them in place."""

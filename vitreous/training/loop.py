@@ -220,7 +220,10 @@ def training_batches(job: Job, plan: Plan) -> tuple[TrainingBatches, Order]:
     groups = [job.training[which == number] for number in range(len(job.spec.sizes))]
     order = Order(groups, plan.batch, plan.seed, weights)
     classes = job.task.outputs if job.task.kind == "classification" else None
-    return TrainingBatches(job.store, job.targets, order, plan.augmentation, classes), order
+    batches = TrainingBatches(
+        job.store, job.targets, order, plan.augmentation, classes, plan.coarse_steps, job.model.stride
+    )
+    return batches, order
 
 
 def class_weights(job: Job, plan: Plan) -> Tensor | None:

@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+import math
 import statistics
 import time
 
 import torch
 
 from vitreous.data.augment import resolve
-from vitreous.data.batches import Order
+from vitreous.data.batches import Order, TrainingBatches
 from vitreous.model.vit import VisionTransformer
 from vitreous.training.loop import Learner, outputs_on, training_batches, update
 from vitreous.training.prepare import Job
@@ -16,6 +17,7 @@ from vitreous.training.recipe import (
     DEFAULT_MINUTES,
     RECIPES,
     Plan,
+    Recipe,
     TrainConfig,
     choose_batch,
     choose_precision,
@@ -25,6 +27,8 @@ from vitreous.training.recipe import (
 
 SMALL = 64  # pixels a side up to which pictures are varied slightly
 MOST_ROWS = 100  # rows of metrics.csv that a run aims at
+MOST_TIMED = 40  # steps of a kind
+COARSE_TOKENS = 36  # of a picture, from which on coarser ones are worth it
 TIMED_SECONDS = {"epochs": 1.0, "minutes": 4.0}  # that the timing of the first steps may take, by what it is for
 
 
@@ -42,6 +46,7 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
         lr=config.lr or choose_rate(optimizer, job.model.width, batch),
         schedule=config.schedule if config.schedule != "auto" else recipe.schedule,
         warmup_steps=0,
+        coarse_steps=0,
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
         freeze=config.freeze,
@@ -68,8 +73,9 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
         seconds=0.0,
         torch=torch.__version__,
     )
+    coarse = _coarse(job, config, recipe)
     began = time.perf_counter()
-    timing = _timed(job, draft, model, TIMED_SECONDS["epochs" if config.epochs else "minutes"])
+    timing = _timed(job, draft, model, coarse, TIMED_SECONDS["epochs" if config.epochs else "minutes"])
     order = training_batches(job, draft)[1]
     if config.epochs:
         steps = order.steps_before(config.epochs)
@@ -84,34 +90,51 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
         steps=steps,
         epochs=epochs,
         warmup_steps=round(config.warmup * steps),
+        coarse_steps=round(coarse * steps),
         ema=config.ema if config.ema is not None else 0.5 ** (1 / max(1.0, 0.02 * steps)),
         row_every=row_every,
         seconds=round(steps * timing.step + (epochs // row_every + 1) * timing.row, 1),
     )
 
 
+def _coarse(job: Job, config: TrainConfig, recipe: Recipe) -> float:
+    """The share of the steps that see coarser pictures."""
+    if config.coarse is not None:
+        return config.coarse
+    enough = math.prod(job.model.grid(*job.main_size)) >= COARSE_TOKENS
+    return recipe.coarse if enough and not config.init else 0.0
+
+
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds that a step, and a row of metrics, take."""
+    """Seconds that a step takes on average, and a row of metrics."""
 
     step: float
     row: float
 
 
-def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float) -> Timing:
-    """Some real steps, and a validation on two batches, with a copy that is thrown away."""
+def _timed(job: Job, plan: Plan, model: VisionTransformer, coarse: float, seconds: float) -> Timing:
+    """Some real steps, coarse ones and whole, and a validation on two batches, with a copy that is thrown away."""
     learner = Learner(copy.deepcopy(model), job, plan)
-    batches, _ = training_batches(job, plan)
-    times, until = [], time.perf_counter() + seconds
-    while len(times) < 5 or (len(times) < 40 and time.perf_counter() < until):
-        start = time.perf_counter()
-        update(learner, batches.make(len(times)))
-        times.append(time.perf_counter() - start)
+    step = 0.0
+    for share, coarse_steps in ((coarse, MOST_TIMED), (1 - coarse, 0)):
+        if share:
+            batches, _ = training_batches(job, dataclasses.replace(plan, coarse_steps=coarse_steps))
+            step += share * _time_of_step(learner, batches, share * seconds)
     sample = job.validation[: 2 * plan.batch]
     start = time.perf_counter()
     outputs_on(learner.model, job, sample, plan, plan.precision)
     row = (time.perf_counter() - start) * len(job.validation) / len(sample)
-    return Timing(statistics.median(times[2:]), row)
+    return Timing(step, row)
+
+
+def _time_of_step(learner: Learner, batches: TrainingBatches, seconds: float) -> float:
+    times, until = [], time.perf_counter() + seconds
+    while len(times) < 5 or (len(times) < MOST_TIMED and time.perf_counter() < until):
+        start = time.perf_counter()
+        update(learner, batches.make(len(times)))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
 
 
 def _steps_within(seconds: float, timing: Timing, job: Job, order: Order) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitreous.calibration import Calibration, headline, summarise
+from vitreous.data.batches import coarser
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
@@ -134,9 +135,11 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
         del changes["magnitude"]
     shown = ", ".join(f"{name} {value:g}" for name, value in changes.items() if value)
     journal.say(f"augmentation: {shown or 'none'} (--help says what each is)")
+    ch, cw = coarser(job.main_size, job.model.stride)
+    coarse = f", the first {plan.coarse_steps:,} at {ch}×{cw}" if plan.coarse_steps else ""
     journal.say(
-        f"plan: {plan.epochs:g} epochs, {plan.steps:,} steps of {plan.batch} pictures, {plan.precision}, "
-        f"{plan.threads} threads, {plan.device}; about {clock(plan.seconds)}"
+        f"plan: {plan.epochs:g} epochs, {plan.steps:,} steps of {plan.batch} pictures{coarse}, {plan.optimizer}, "
+        f"{plan.precision}, {plan.threads} threads, {plan.device}; about {clock(plan.seconds)}"
     )
 
 
