@@ -17,7 +17,7 @@ from vitreous.model.encoder import (
     Relation,
     rotate,
 )
-from vitreous.model.kernels import attend, attention_kernel
+from vitreous.model.kernels import attend
 from vitreous.model.position import rope2d
 
 SMALL: dict[str, Any] = {"width": 12, "heads": 3, "position": "none"}
@@ -60,16 +60,16 @@ class TestAttention:
         torch.testing.assert_close(skipping(tokens), values + plain(tokens), rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("tokens", [1, 7, 197])
-    def test_plain_and_fused_agree_in_outputs_and_gradients(self, tokens, monkeypatch):
+    def test_kernels_agree_in_outputs_and_gradients(self, tokens, monkeypatch):
         found = {}
-        for kernel, length in (("plain", 512), ("fused", 0)):
-            monkeypatch.setattr(kernels, "PLAIN_LENGTH", length)
+        for kernel in ("plain", "blocks", "fused"):
+            monkeypatch.setattr(kernels, "attention_kernel", lambda q, bias, kernel=kernel: kernel)
             inputs = [drawn(2, 3, tokens, 8, seed=seed).requires_grad_() for seed in range(3)]
-            assert attention_kernel(inputs[0]) == kernel
             out = attend(*inputs, scale=8**-0.5)
             out.backward(drawn(*out.shape, seed=9))
             found[kernel] = (out.detach(), *(one.grad for one in inputs))
-        for plain, fused in zip(found["plain"], found["fused"], strict=True):
+        for plain, blocks, fused in zip(found["plain"], found["blocks"], found["fused"], strict=True):
+            torch.testing.assert_close(plain, blocks, rtol=0, atol=1e-5)
             torch.testing.assert_close(plain, fused, rtol=0, atol=1e-5)
 
     @pytest.mark.parametrize("prefix", [0, 2])
@@ -103,7 +103,7 @@ class TestAttention:
             bias = attention.get_parameter("k_norm.bias").copy_(drawn(4, seed=2))
         tokens = drawn(2, 5, 10)
         q, k, v = attention.qkv(tokens).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
-        q, k = F.layer_norm(q, (4,)) * weight, F.layer_norm(k, (4,)) + bias
+        q, k = F.layer_norm(q, (4,), eps=1e-6) * weight, F.layer_norm(k, (4,), eps=1e-6) + bias
         expected = attention.projection(((q @ k.mT * 0.4).softmax(-1) @ v).transpose(1, 2).flatten(2))
         torch.testing.assert_close(attention(tokens), expected, rtol=0, atol=1e-4)
         twice = Attention(10, 12, 3, qkv_bias=False, scale=0.4, norm_eps=1e-12)

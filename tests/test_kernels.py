@@ -1,5 +1,7 @@
 """Every kernel gives the same answer and the same gradients."""
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -41,9 +43,11 @@ class TestAttention:
         with torch.no_grad():
             assert attention_kernel(q) == "fused"
 
-    def test_long_ones_go_by_blocks_in_bf16_alone(self):
+    def test_long_ones_go_by_blocks_where_products_are_onednns(self):
         q = drawn(1, 1, 513, 2)
-        assert attention_kernel(q.requires_grad_()) == "fused"
+        assert attention_kernel(q.requires_grad_()) == ("blocks" if kernels.ONEDNN else "fused")
+        assert attention_kernel(q.double()) == "fused"
+        assert attention_kernel(q, bias=drawn(1, 513, 513)) == "fused"
         assert attention_kernel(q.bfloat16()) == "blocks"
         assert attention_kernel(q.bfloat16(), bias=drawn(1, 513, 513)) == "fused"
 
@@ -64,12 +68,39 @@ class TestAttention:
         inputs = tuple(drawn(1, 2, 5, 3, seed=s, dtype=torch.float64).requires_grad_() for s in range(3))
         assert torch.autograd.gradcheck(lambda q, k, v: BlockAttention.apply(q, k, v, 0.7), inputs)
 
-    def test_blocks_in_bf16_are_near_the_exact_answer(self):
-        q, k, v = (drawn(1, 1, 600, 16, seed=s) for s in range(3))
-        exact = (q @ k.mT * 0.25).softmax(-1) @ v
-        out = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), 0.25)
+    def test_blocks_take_heads_that_lie_apart(self):
+        qkv, weight = drawn(2, 600, 3, 3, 8).requires_grad_(), drawn(2, 600, 3, 8, seed=9).transpose(1, 2)
+        found = []
+        for run in (BlockAttention.apply, plainly):
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            out = run(q, k, v, 0.4)
+            found.append((out.detach(), *torch.autograd.grad(out, qkv, weight)))
+        for blocks, plain in zip(*found, strict=True):
+            torch.testing.assert_close(blocks, plain, rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("scale", [0.25, 8.0])  # 8: exponentials of the scores, whole numbers, are infinite
+    @pytest.mark.parametrize("tokens", [65, 600])
+    def test_in_bf16_is_near_the_exact_answer(self, tokens, scale):
+        q, k, v = (drawn(2, 3, tokens, 16, seed=s).round().bfloat16() for s in range(3))
+        exact = plainly(q.double(), k.double(), v.double(), scale)
+        with torch.inference_mode():
+            out = attend(q, k, v, scale)
         assert out.dtype == torch.bfloat16
-        assert (out.float() - exact).abs().max() < 0.02
+        assert (out.double() - exact).norm() < 0.02 * exact.norm()
+
+    @pytest.mark.parametrize("tokens", [65, 600])
+    def test_gradients_in_bf16_are_near_the_exact_ones(self, tokens):
+        weight, found = drawn(2, 3, tokens, 16, seed=9).bfloat16(), []
+        for run, dtype in ((attend, torch.bfloat16), (plainly, torch.float64)):
+            q, k, v = (drawn(2, 3, tokens, 16, seed=s).bfloat16().to(dtype).requires_grad_() for s in range(3))
+            found.append(torch.autograd.grad(run(q, k, v, 0.25), (q, k, v), weight.to(dtype)))
+        for mine, wanted in zip(*found, strict=True):
+            assert (mine.double() - wanted).norm() < 0.02 * wanted.norm()
+
+    def test_no_score_exceeds_the_largest(self):
+        q, k = drawn(2, 3, 7, 4), drawn(2, 3, 7, 4, seed=1)
+        assert (q @ k.mT).abs().max() <= kernels.largest_score(q, k) * (1 + 1e-6)
+        assert kernels.largest_score(q, q) == pytest.approx(q.square().sum(-1).max().item())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -111,3 +142,56 @@ class TestLinear:
         assert layer(drawn(2, 5, 7, dtype=torch.float64)).dtype == torch.float64
         with torch.autocast("cpu", torch.bfloat16):
             assert Linear(7, 4)(drawn(2, 5, 7)).dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("activation", ["none", "gelu"])
+    @pytest.mark.parametrize("bf16", [False, True])
+    def test_at_inference_is_what_it_is_in_training(self, activation, bf16):
+        layer, tokens = Linear(37, 70), drawn(37, 5, 2).permute(2, 1, 0)  # not in one piece
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            training = layer(tokens, activation)
+            with torch.inference_mode():
+                answers = [layer(tokens, activation) for _ in range(2)]
+        exact = F.linear(tokens.double(), layer.weight.double(), layer.get_parameter("bias").double())
+        exact = F.gelu(exact) if activation == "gelu" else exact
+        for out in (training, *answers):
+            assert out.dtype == (torch.bfloat16 if bf16 else torch.float32)
+            torch.testing.assert_close(out.double(), exact, rtol=0.01 if bf16 else 1e-5, atol=0.02 if bf16 else 1e-6)
+
+    @pytest.mark.parametrize("bf16", [False, True])
+    @pytest.mark.parametrize("change", ["fused optimizer", "load", "data", "other memory", "in inference mode"])
+    def test_a_changed_weight_is_noticed_at_inference(self, change, bf16):
+        layer, tokens = Linear(7, 4), drawn(5, 7)
+
+        def answer() -> Tensor:
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                return layer(tokens).clone()
+
+        before = answer()
+        other = drawn(4, 7, seed=5)
+        if change == "fused optimizer":
+            layer.weight.grad = other
+            torch.optim.AdamW([layer.weight], 0.1, fused=True).step()
+        elif change == "load":
+            layer.load_state_dict({"weight": other, "bias": layer.bias})
+        elif change == "data":
+            layer.weight.data.copy_(other)
+        elif change == "other memory":
+            layer.weight.data = other
+        else:
+            with torch.inference_mode():
+                layer.weight.mul_(2)
+        assert (answer() - before).abs().max() > 0.05
+        fresh = Linear(7, 4)
+        fresh.load_state_dict(layer.state_dict())
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            assert torch.equal(answer(), fresh(tokens))
+
+    def test_packed_weights_go_with_their_layer(self):
+        layer = Linear(7, 4)
+        held = len(kernels.PACKED)
+        with torch.inference_mode():
+            layer(drawn(5, 7))
+        assert len(kernels.PACKED) == held + kernels.ONEDNN
+        del layer
+        gc.collect()
+        assert len(kernels.PACKED) == held

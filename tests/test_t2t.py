@@ -32,8 +32,9 @@ class TestSoftSplit:
     @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (7, 4, 2)])
     @pytest.mark.parametrize("size", [(12, 20), (13, 9), (21, 8)])
     @pytest.mark.parametrize("channels", [1, 3])
-    def test_equals_a_loop_over_windows(self, kernel, stride, padding, size, channels):
-        image = torch.randn(2, channels, *size)
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+    def test_equals_a_loop_over_windows(self, kernel, stride, padding, size, channels, layout):
+        image = torch.randn(2, channels, *size).contiguous(memory_format=layout)
         tokens, grid = SoftSplit(kernel)(image)
         expected, expected_grid = by_loop(image, kernel, stride, padding)
         assert grid == expected_grid
@@ -166,6 +167,15 @@ class TestTokensToToken:
         got, got_grid = module(pixels)
         assert got_grid == grid
         torch.testing.assert_close(got, module.projection(tokens), rtol=0, atol=1e-5)
+
+    def test_in_bf16_is_near_the_answer_in_fp32(self):
+        config = tiny_config("t2t")
+        module = tiny_model(config).tokenizer
+        expected, _ = module(pictures(config))
+        with torch.autocast("cpu", torch.bfloat16):
+            got, _ = module(pictures(config))
+        assert got.dtype == torch.bfloat16
+        assert (got - expected).norm() < 0.02 * expected.norm()
 
 
 class TestOrderOfTokens:

@@ -72,10 +72,9 @@ class MLP(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        hidden = self.expand(tokens)
         if not self.gated:
-            return self.contract(F.gelu(hidden))
-        gate, value = hidden.chunk(2, -1)
+            return self.contract(self.expand(tokens, "gelu"))
+        gate, value = self.expand(tokens).chunk(2, -1)
         return self.contract(F.silu(gate) * value)
 
 

@@ -5,6 +5,7 @@ import platform
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 PLAIN_LENGTH = 512  # tokens up to which the scores of all rows fit in the cache
 ONEDNN = (
@@ -13,21 +14,28 @@ ONEDNN = (
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # which the compiler uses; not a public name
 )
 ROWS = 512  # of a block: its scores stay in the cache
+LARGEST_SCORE = 60.0  # whose exponential, summed over all tokens, is far from what bf16 and fp32 hold
+PACKED = WeakTensorKeyDictionary()  # a weight -> what it was when it was packed, and the packed weight
 
 
 class Linear(nn.Linear):
-    """A linear layer that on x86 goes through oneDNN in fp32 too.
+    """A linear layer that on x86 goes through oneDNN: in fp32 always, in bf16 at inference.
 
-    PyTorch's own fp32 product is MKL's there, which reaches half of oneDNN's speed on AMD's processors.
+    PyTorch's own fp32 product is MKL's there, which reaches half of oneDNN's speed on AMD's processors. At inference
+    the weight is kept cast and in oneDNN's own order, which a product otherwise brings it in on each call.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(…, inputs) -> (…, outputs)."""
-        if not through_onednn(input):
-            return F.linear(input, self.weight, self.bias)
-        if torch.is_grad_enabled():
-            return OneDNNLinear.apply(input, self.weight, self.bias)  # pyright: ignore[reportReturnType]
-        return product(input, self.weight, self.bias)
+    def forward(self, input: Tensor, activation: str = "none") -> Tensor:
+        """(…, inputs) -> (…, outputs); `activation` is "none" or "gelu", of the outputs."""
+        dtype = onednn_type(input)
+        if dtype and not torch.is_grad_enabled():
+            bias = None if self.bias is None else self.bias.to(dtype)
+            return product(input.to(dtype).contiguous(), packed(self.weight, dtype), bias, activation)
+        if dtype == torch.float32:
+            out = OneDNNLinear.apply(input.contiguous(), self.weight, self.bias)
+        else:
+            out = F.linear(input, self.weight, self.bias)
+        return F.gelu(out) if activation == "gelu" else out  # pyright: ignore[reportArgumentType, reportReturnType]
 
 
 class OneDNNLinear(torch.autograd.Function):
@@ -42,30 +50,49 @@ class OneDNNLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of tokens, weight and bias, those that are asked for."""
-        (out,), (tokens, weight) = gradients, ctx.saved_tensors
+        out, (tokens, weight) = gradients[0].contiguous(), ctx.saved_tensors
         of_tokens, of_weight, of_bias = ctx.needs_input_grad
         rows, inputs = out.flatten(0, -2), tokens.flatten(0, -2)
         return (
-            product(out, weight.T.contiguous(), None) if of_tokens else None,
-            product(rows.T.contiguous(), inputs.T.contiguous(), None) if of_weight else None,
+            product(out, weight.T) if of_tokens else None,
+            product(rows.T, inputs.T) if of_weight else None,
             rows.sum(0) if of_bias else None,
         )
 
 
-def product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` by oneDNN."""
-    return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, "none", [], "")
+def product(tokens: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """`F.linear` by oneDNN, with the activation of its outputs: (…, inputs), (outputs, inputs) -> (…, outputs)."""
+    return torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, activation, [], "none")
 
 
-def through_onednn(tokens: Tensor) -> bool:
-    """Whether a product with these tokens is fp32 on an x86 processor, and not traced by a compiler."""
-    return (
-        ONEDNN
-        and tokens.device.type == "cpu"
-        and tokens.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-    )
+def computing_type(tokens: Tensor) -> torch.dtype:
+    """The type in which products with these tokens are computed: autocast's, where it is on, or theirs."""
+    device = tokens.device.type
+    if tokens.dtype == torch.float64 or not torch.amp.is_autocast_available(device):  # as on the meta device
+        return tokens.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
+
+
+def onednn_type(tokens: Tensor) -> torch.dtype | None:
+    """fp32 or bf16 where oneDNN computes a product with these tokens in it: on x86, not traced by a compiler."""
+    if not ONEDNN or tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    dtype = computing_type(tokens)
+    bf16 = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype if bf16 or dtype == tokens.dtype == torch.float32 else None
+
+
+def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight as oneDNN's products like it best, kept until the weight changes."""
+    if weight.is_inference():
+        return weight.to(dtype)
+    sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)]  # fused optimizers count no version
+    state = weight._version, weight.data_ptr(), dtype
+    known = PACKED.get(weight)
+    if known is None or known[0] != state or not torch.equal(known[1], sample):
+        packing = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))
+        known = PACKED[weight] = state, sample.clone(), packing
+    return known[2]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
@@ -74,23 +101,42 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = 
     if kernel == "blocks":
         return BlockAttention.apply(q, k, v, scale)  # pyright: ignore[reportReturnType]
     bias = None if bias is None else bias.to(q.dtype)
-    if kernel == "plain":
-        scores = (q * scale) @ k.mT
-        return (scores if bias is None else scores + bias).softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    if kernel == "fused":
+        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+    q, k, v = q.contiguous() * scale, k.contiguous(), v.contiguous()
+    if bias is None and not torch.is_grad_enabled():
+        share, total = exponentials(q @ k.mT, largest_score(q, k))
+        return share @ v / total
+    scores = q @ k.mT
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
 
 
 def attention_kernel(q: Tensor, bias: Tensor | None = None) -> str:
     """Which kernel computes attention, by shape, device and mode: "plain", "blocks" or "fused".
 
-    On a CPU the fused kernel trains slowly on few tokens, and in bf16 it is no faster than in fp32.
+    On a CPU the fused kernel trains slowly, and in bf16 it is no faster than in fp32.
     """
     if q.device.type != "cpu" or torch.compiler.is_compiling():
         return "fused"
     bf16, training = q.dtype == torch.bfloat16, torch.is_grad_enabled() and q.requires_grad
     if q.shape[2] <= PLAIN_LENGTH:
         return "plain" if bf16 or training else "fused"
-    return "blocks" if bf16 and bias is None else "fused"
+    return "blocks" if bias is None and (bf16 or onednn_type(q)) else "fused"
+
+
+def largest_score(q: Tensor, k: Tensor) -> float:
+    """What no |q·k| exceeds (Cauchy and Schwarz)."""
+    return float(q.norm(dim=-1).max() * k.norm(dim=-1).max())
+
+
+def exponentials(scores: Tensor, largest: float) -> tuple[Tensor, Tensor | float]:
+    """(…, N, M) -> weights, in place, and what their weighted sum of values is to be divided by: a softmax in two.
+
+    Scores that are surely small need no maximum subtracted: in bf16, whose exponential is cheap, that halves the time.
+    """
+    if scores.dtype != torch.bfloat16 or not largest < LARGEST_SCORE:
+        return torch.ops.aten._softmax.out(scores, -1, False, out=scores), 1.0
+    return scores.exp_(), scores.sum(-1, keepdim=True)
 
 
 class BlockAttention(torch.autograd.Function):
@@ -106,10 +152,12 @@ class BlockAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         ctx.scale = scale
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        with torch.autocast("cpu", enabled=False):
-            for Q, K, V, O in _pictures(q * scale, k, v, out):  # noqa: E741
-                for rows in _blocks(len(Q)):
-                    torch.mm((Q[rows] @ K.T).softmax(-1), V, out=O[rows])
+        scores = q.new_empty(ROWS, k.shape[2])
+        for Q, K, V, O in _heads(q * scale, k, v, out):  # noqa: E741
+            largest = largest_score(Q, K)
+            for rows in _blocks(len(Q)):
+                share, total = exponentials(_product(Q[rows], K, scores), largest)
+                torch.div(_product(share, V.T), total, out=O[rows])
         return out
 
     @staticmethod
@@ -118,24 +166,31 @@ class BlockAttention(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         q_grad, k_grad, v_grad = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
         out_grad = gradients[0].to(q.dtype)
-        scaled = q * ctx.scale
-        for Q, K, V, dO, dQ, dK, dV in _pictures(scaled, k, v, out_grad, q_grad, k_grad, v_grad):
-            sum_k, sum_v = torch.zeros_like(K, dtype=torch.float32), torch.zeros_like(V, dtype=torch.float32)
+        for Q, K, V, dO, dQ, dK, dV in _heads(q * ctx.scale, k, v, out_grad, q_grad, k_grad, v_grad):
+            sum_k, sum_v = (torch.zeros_like(t.T, dtype=torch.promote_types(t.dtype, torch.float32)) for t in (K, V))
             for rows in _blocks(len(Q)):
-                P = (Q[rows] @ K.T).softmax(-1)
-                sum_v += P.T @ dO[rows]
-                dP = dO[rows] @ V.T
-                dS = torch.ops.aten._softmax_backward_data(dP, P, -1, P.dtype)
-                dQ[rows] = dS @ K
-                sum_k += dS.T @ Q[rows]
-            dK.copy_(sum_k)
-            dV.copy_(sum_v)
-        return q_grad * ctx.scale, k_grad, v_grad, None
+                scores = _product(Q[rows], K)
+                P = torch.ops.aten._softmax.out(scores, -1, False, out=scores)
+                sum_v += _product(dO[rows].T, P.T)  # transposed, so that P need not be
+                dP = _product(dO[rows], V)
+                dS = torch.ops.aten._softmax_backward_data.out(dP, P, -1, P.dtype, grad_input=dP)
+                dQ[rows] = _product(dS, K.T)
+                sum_k += _product(Q[rows].T, dS.T)
+            dK.copy_(sum_k.T)
+            dV.copy_(sum_v.T)
+        return q_grad.mul_(ctx.scale), k_grad, v_grad, None
 
 
-def _pictures(*tensors: Tensor):
-    """(B, heads, N, width) tensors, a head of a picture at a time."""
-    return zip(*(tensor.flatten(0, 1).unbind() for tensor in tensors), strict=True)
+def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """(N, K), (M, K) -> a·bᵀ, (N, M). Of strided bf16 oneDNN's linear layer makes very slow work."""
+    if onednn_type(a) == torch.float32:
+        return product(a, b)
+    return torch.mm(a, b.T, out=None if out is None else out[: len(a)])
+
+
+def _heads(*tensors: Tensor):
+    """(B, heads, N, width) tensors, a head of a picture at a time, in one piece: oneDNN is slow on rows apart."""
+    return zip(*(tensor.contiguous().flatten(0, 1).unbind() for tensor in tensors), strict=True)
 
 
 def _blocks(length: int):
