@@ -1,16 +1,19 @@
 """What `vitreous train` reaches from nothing in a wall-clock budget, and what a peer does in the same sitting.
 
-    python benchmarks/from_scratch.py cifar10 --data FOLDER --minutes 10 --seeds 0 1 2 --peers peers/bin/python --test
+    python benchmarks/from_scratch.py cifar10 --data FOLDER --seeds 0 1 2 --peers ../peers/bin/python --test
     python benchmarks/from_scratch.py digits
 
 FOLDER holds cifar10/train.tar and cifar10/test.tar, tars of class folders, or clothing/ with train/, validation/ and
-test/. For each seed it runs what a newcomer types, `vitreous train DATA --minutes M --seed S --out RUN`, without a
-cache of pixels, then `vitreous eval`. Options of `vitreous train` may follow after `--`, to try them. What is scored is
-the validation split, to choose by; --test scores the test pictures instead, for the figure that is published.
+test/. For each seed it runs what a newcomer types, `vitreous train DATA --minutes M --seed S --out RUN`, with an empty
+cache, then `vitreous eval`. Options of `vitreous train` may follow after `--`, to try them. What is scored is the
+validation split, to choose by; --test scores the test pictures instead, for the figure that is published.
 
-With --peers, the Python of an environment with timm (peers/README.md), a ResNet-18 trains for as long from the same
-pictures, varied once its usual way and once as Vitreous varies them, and each seed is held against it, picture by
-picture. The runs and all answers stay in --out. Exits with 1 where too little of the work lies in the encoder's blocks.
+With --peers, the Python of an environment with timm (peers/README.md), a ResNet-18 trains for as long, varied once its
+usual way and once as Vitreous varies pictures, and each seed is held against it, picture by picture. With --test it
+learns from all of the training data, what Vitreous holds out for validation included. Otherwise it learns from what the
+first seed learns from; other seeds that drew another split are held against it on the pictures that neither learned.
+
+The runs and all answers stay in --out. Exits with 1 where too little of the work lies in the encoder's blocks.
 """
 
 import argparse

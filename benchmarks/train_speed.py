@@ -1,6 +1,6 @@
 """Pictures a second of a training step of ViT-S/16 at 224²: from memory, from files, and beside timm's.
 
-    python benchmarks/train_speed.py --peers peers/bin/python
+    python benchmarks/train_speed.py --peers ../peers/bin/python
     python benchmarks/train_speed.py --device cuda --batch 256
 
 The step is the one that `vitreous train` makes: its optimizer, clipping and moving average, and bf16 where the
