@@ -11,6 +11,7 @@ held against a copy of itself, taken when the plan was written and not a step wa
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -118,6 +119,8 @@ def compare(options: argparse.Namespace, others: list[str], folder: Path) -> boo
         if checkpoint.name != FIRST:
             checkpoint.unlink()
     at = killed_and_resumed(process, run, options.kills, 60 * options.minutes)
+    plan = json.loads((run / "plan.json").read_text("utf-8"))  # with what its own clock made of it
+    (undisturbed / "plan.json").write_text(json.dumps({**plan, "budget": 0.0}), "utf-8")
     finish(begin("--resume", str(undisturbed)))
     return equal & tell(
         f"{' '.join(length)}, killed {len(at)} times, resumed from steps {', '.join(at)}", run, undisturbed

@@ -28,6 +28,8 @@ from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
 
 PATIENCE = 5  # updates in a row that may be refused before training goes back to the last checkpoint
+MOVED = 0.03  # of the steps that are left: by less the plan stays as it is
+LAST_RETIMED = 0.9  # share of a run after which it does too
 RETREATS = 5  # times that it goes back, each at half the learning rate, before it gives up
 HEADLINES = {"classification": "top1", "multilabel": "map", "regression": "r2"}
 
@@ -76,8 +78,6 @@ def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Jo
     goes back to the last checkpoint at half the learning rate. Raises `InputError` where that does not help.
     """
     learner = Learner(model, job, plan)
-    batches, order = training_batches(job, plan)
-    rows = row_steps(order, plan)
     headline = HEADLINES[job.task.kind]
     if checkpoint := run.newest(journal.say):
         learner.restore(checkpoint)
@@ -86,7 +86,10 @@ def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Jo
     journal.settle(run.path, read_rows(run.path, learner.progress.step))
     started = time.perf_counter() - learner.progress.seconds
 
-    while (at := learner.progress).step < plan.steps:
+    while (at := learner.progress).step < (plan := learner.plan).steps:
+        batches, order = training_batches(job, plan)
+        rows = row_steps(order, plan)
+        timed = Progress(at.step, at.seconds)
         with journal.bar("training", plan.steps, at.step) as bar:
             for batch in batches.steps(at.step, plan.steps, plan.workers):
                 loss, finite = update(learner, batch)
@@ -106,11 +109,30 @@ def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Jo
                     journal.row(row)
                     journal.say(row_line(row, headline))
                     at.loss_sum, at.loss_count = 0.0, 0
+                    at.seconds = time.perf_counter() - started
                 due = at.step % plan.save_every == 0 if plan.save_every else at.step in rows
                 if (due or at.step == plan.steps) and not at.refused:
                     run.save(learner.checkpoint())
                 bar(at.step)
+                if at.step in rows and (plan := keep_to_budget(learner, order, timed, run)) is not learner.plan:
+                    learner.plan = plan
+                    break
+                if at.step in rows:
+                    timed = Progress(at.step, at.seconds)
     return learner.average.module
+
+
+def keep_to_budget(learner: Learner, order: Order, since: Progress, run: RunDir) -> Plan:
+    """The plan, or where its end has moved away from the budget a new one, which is written before it is used."""
+    at, plan = learner.progress, learner.plan
+    if not plan.budget or at.step <= plan.points[-2][0] or plan.done(at.step) > LAST_RETIMED:
+        return plan
+    slower = (at.seconds - since.seconds) / plan.predicted(since.step, at.step, rows=1)
+    new = plan.retimed(at.step, at.seconds, slower, order.steps_before(plan.row_every))
+    if abs(new.steps - plan.steps) < MOVED * (plan.steps - at.step):
+        return plan
+    run.write_json("plan.json", new.to_json())
+    return new
 
 
 def update(learner: Learner, batch: Batch) -> tuple[float, bool]:
@@ -210,7 +232,7 @@ def run_model(
     return torch.cat(outputs).numpy(), np.concatenate(numbers)
 
 
-def training_batches(job: Job, plan: Plan) -> tuple[TrainingBatches, Order]:
+def training_batches(job: Job, plan: Plan, coarse_steps: int | None = None) -> tuple[TrainingBatches, Order]:
     """The augmented batches of the plan, and their order."""
     weights = None
     if plan.balance == "sampling" and job.task.kind == "classification":
@@ -220,9 +242,8 @@ def training_batches(job: Job, plan: Plan) -> tuple[TrainingBatches, Order]:
     groups = [job.training[which == number] for number in range(len(job.spec.sizes))]
     order = Order(groups, plan.batch, plan.seed, weights)
     classes = job.task.outputs if job.task.kind == "classification" else None
-    batches = TrainingBatches(
-        job.store, job.targets, order, plan.augmentation, classes, plan.coarse_steps, job.model.stride
-    )
+    coarse = plan.coarse_steps if coarse_steps is None else coarse_steps
+    batches = TrainingBatches(job.store, job.targets, order, plan.augmentation, classes, coarse, job.model.stride)
     return batches, order
 
 

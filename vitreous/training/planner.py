@@ -16,6 +16,7 @@ from vitreous.training.prepare import Job
 from vitreous.training.recipe import (
     DEFAULT_MINUTES,
     RECIPES,
+    Pace,
     Plan,
     Recipe,
     TrainConfig,
@@ -38,15 +39,15 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
     recipe = RECIPES["paper" if config.init else config.recipe]
     optimizer = config.optimizer if config.optimizer != "auto" else recipe.optimizer
     draft = Plan(
-        steps=0,
+        points=((0, 0.0), (1, 1.0)),
         epochs=0,
         batch=batch,
         accumulate=min(config.accumulate, batch),
         optimizer=optimizer,
         lr=config.lr or choose_rate(optimizer, job.model.width, batch),
         schedule=config.schedule if config.schedule != "auto" else recipe.schedule,
-        warmup_steps=0,
-        coarse_steps=0,
+        warmup=config.warmup,
+        coarse=_coarse(job, config, recipe),
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
         freeze=config.freeze,
@@ -70,30 +71,33 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
         seed=config.seed,
         row_every=1,
         save_every=config.save_every or 0,
+        budget=0.0,
+        pace=Pace(0.0, 0.0, 0.0),
         seconds=0.0,
         torch=torch.__version__,
     )
-    coarse = _coarse(job, config, recipe)
     began = time.perf_counter()
-    timing = _timed(job, draft, model, coarse, TIMED_SECONDS["epochs" if config.epochs else "minutes"])
+    pace = _timed(job, draft, model, TIMED_SECONDS["epochs" if config.epochs else "minutes"])
     order = training_batches(job, draft)[1]
+    plan = dataclasses.replace(draft, batch=order.batch_size, pace=pace)
     if config.epochs:
-        steps = order.steps_before(config.epochs)
+        plan = dataclasses.replace(plan, points=((0, 0.0), (order.steps_before(config.epochs), 1.0)))
     else:
-        left = 60 * (config.minutes or DEFAULT_MINUTES) - (time.perf_counter() - began)
-        steps = _steps_within(left, timing, job, order)
-    row_every = _row_every(job, order, steps)
-    epochs = order.epochs_at(steps)
+        budget = 60 * (config.minutes or DEFAULT_MINUTES) - (time.perf_counter() - began)
+        plan = dataclasses.replace(plan, budget=budget)
+        for _ in range(2):  # how often rows come depends on the steps, and the steps on the rows
+            first = dataclasses.replace(plan, points=((0, 0.0), (1, 1.0)))
+            row_every = _row_every(job, order, plan.steps)
+            steps = first.retimed(0, 0.0, 1.0, order.steps_before(row_every)).steps
+            plan = dataclasses.replace(plan, points=((0, 0.0), (steps, 1.0)))
+    row_every = _row_every(job, order, plan.steps)
+    epochs = order.epochs_at(plan.steps)
     return dataclasses.replace(
-        draft,
-        batch=order.batch_size,
-        steps=steps,
+        plan,
         epochs=epochs,
-        warmup_steps=round(config.warmup * steps),
-        coarse_steps=round(coarse * steps),
-        ema=config.ema if config.ema is not None else 0.5 ** (1 / max(1.0, 0.02 * steps)),
+        ema=config.ema if config.ema is not None else 0.5 ** (1 / max(1.0, 0.02 * plan.steps)),
         row_every=row_every,
-        seconds=round(steps * timing.step + (epochs // row_every + 1) * timing.row, 1),
+        seconds=round(plan.predicted(0, plan.steps, epochs // row_every + 1), 1),
     )
 
 
@@ -105,27 +109,18 @@ def _coarse(job: Job, config: TrainConfig, recipe: Recipe) -> float:
     return recipe.coarse if enough and not config.init else 0.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds that a step takes on average, and a row of metrics."""
-
-    step: float
-    row: float
-
-
-def _timed(job: Job, plan: Plan, model: VisionTransformer, coarse: float, seconds: float) -> Timing:
+def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float) -> Pace:
     """Some real steps, coarse ones and whole, and a validation on two batches, with a copy that is thrown away."""
     learner = Learner(copy.deepcopy(model), job, plan)
-    step = 0.0
-    for share, coarse_steps in ((coarse, MOST_TIMED), (1 - coarse, 0)):
-        if share:
-            batches, _ = training_batches(job, dataclasses.replace(plan, coarse_steps=coarse_steps))
-            step += share * _time_of_step(learner, batches, share * seconds)
+    kinds = [(plan.coarse, MOST_TIMED), (1 - plan.coarse, 0)]
+    coarse, whole = (
+        _time_of_step(learner, training_batches(job, plan, coarse_steps)[0], share * seconds) if share else 0.0
+        for share, coarse_steps in kinds
+    )
     sample = job.validation[: 2 * plan.batch]
     start = time.perf_counter()
     outputs_on(learner.model, job, sample, plan, plan.precision)
-    row = (time.perf_counter() - start) * len(job.validation) / len(sample)
-    return Timing(step, row)
+    return Pace(coarse, whole, (time.perf_counter() - start) * len(job.validation) / len(sample))
 
 
 def _time_of_step(learner: Learner, batches: TrainingBatches, seconds: float) -> float:
@@ -135,14 +130,6 @@ def _time_of_step(learner: Learner, batches: TrainingBatches, seconds: float) ->
         update(learner, batches.make(len(times)))
         times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
-
-
-def _steps_within(seconds: float, timing: Timing, job: Job, order: Order) -> int:
-    """Steps that fit in so many seconds beside their rows of metrics, and the last evaluation in fp32."""
-    seconds -= 2 * timing.row
-    steps = max(1, int(seconds / timing.step))
-    rows = order.epoch_of(steps) / _row_every(job, order, steps)
-    return max(1, int((seconds - rows * timing.row) / timing.step))
 
 
 def _row_every(job: Job, order: Order, steps: int) -> int:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 
 from vitreous.data.augment import AugmentConfig, resolve
@@ -16,6 +17,7 @@ from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import PRESETS, preset
 
+LAST_ROWS = 2.0  # rows of metrics that the last evaluation, in fp32, takes as long as
 DEFAULT_MINUTES = 10.0  # where neither epochs nor minutes are given
 
 
@@ -206,18 +208,31 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run, fixed before its first step: with the same plan, machine and library versions it gives the same bits."""
+class Pace:
+    """Seconds that a step on coarse pictures takes, one on whole pictures, and a row of metrics."""
 
-    steps: int
+    coarse: float
+    whole: float
+    row: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, fixed before its first step: with the same plan, machine and library versions it gives the same bits.
+
+    A run of minutes is timed at each row of metrics. Where its end has moved, the plan gets another point, and is
+    written before it is used: all that was done before stays as it was.
+    """
+
+    points: tuple[tuple[int, float], ...]  # (step, share of the run that is done there), from (0, 0) to the end, 1
     epochs: float
     batch: int
     accumulate: int
     optimizer: str
     lr: float
     schedule: str
-    warmup_steps: int
-    coarse_steps: int
+    warmup: float
+    coarse: float
     weight_decay: float
     layer_decay: float
     freeze: str
@@ -233,15 +248,52 @@ class Plan:
     seed: int
     row_every: int  # epochs between rows of metrics, each with a validation
     save_every: int  # steps between checkpoints; 0: with every row
-    seconds: float  # estimate of the training time, from the first steps
+    budget: float  # seconds that the training may take; 0: no matter
+    pace: Pace  # of the first steps
+    seconds: float  # estimate of the training time
     torch: str
+
+    @property
+    def steps(self) -> int:
+        """Updates in all."""
+        return self.points[-1][0]
+
+    @property
+    def coarse_steps(self) -> int:
+        """The first updates, which see coarser pictures."""
+        return self.step_at(self.coarse)
+
+    def done(self, step: float) -> float:
+        """The share of the run that is done before a step."""
+        return float(np.interp(step, [at for at, _ in self.points], [share for _, share in self.points]))
+
+    def step_at(self, done: float) -> int:
+        """The step by which this share is done."""
+        return round(float(np.interp(done, [share for _, share in self.points], [at for at, _ in self.points])))
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: a line up, then a line or half a cosine down (SGDR, 1608.03983)."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.lr * (1 - done if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
+        if (done := self.done(step + 1)) < self.warmup:
+            return self.lr * done / self.warmup
+        fallen = max(0.0, self.done(step) - self.warmup) / (1 - self.warmup)
+        return self.lr * (1 - fallen if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * fallen)))
+
+    def predicted(self, start: int, stop: int, rows: float) -> float:
+        """Seconds that the steps from `start` up to `stop` take at the pace of the first ones, with their rows."""
+        coarse = max(0, min(stop, self.coarse_steps) - start)
+        return coarse * self.pace.coarse + (stop - start - coarse) * self.pace.whole + rows * self.pace.row
+
+    def retimed(self, step: int, taken: float, slower: float, steps_a_row: float) -> Self:
+        """The plan whose rest fits in what is left of the budget, as seen at a step.
+
+        `taken`: seconds until now; `slower`: how many times the pace of the first steps the last ones took.
+        """
+        done = self.done(step)
+        coarse = max(0.0, self.coarse - done) / (1 - done)
+        a_step = coarse * self.pace.coarse + (1 - coarse) * self.pace.whole + self.pace.row / steps_a_row
+        left = (self.budget - taken) / slower - LAST_ROWS * self.pace.row
+        end = step + max(1, int(left / a_step))
+        return dataclasses.replace(self, points=(*self.points[:-1], (step, done), (end, 1.0)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for plan.json."""
@@ -250,7 +302,9 @@ class Plan:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The plan that `to_json` wrote."""
-        return cls(**{**values, "augmentation": AugmentConfig(**values["augmentation"])})
+        augmentation, pace = AugmentConfig(**values["augmentation"]), Pace(**values["pace"])
+        points = tuple((step, done) for step, done in values["points"])
+        return cls(**{**values, "points": points, "augmentation": augmentation, "pace": pace})
 
 
 def choose_model(config: TrainConfig, shapes: list[tuple[int, int]]) -> ModelConfig:
