@@ -42,6 +42,6 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def blobs_run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on `blobs`, as a newcomer would type it, but for the epochs."""
     out = tmp_path_factory.mktemp("runs") / "blobs"
-    done = making.vitreous("train", blobs, "--epochs", "8", "--threads", "1", "--out", out)
+    done = making.vitreous("train", blobs, "--epochs", "16", "--threads", "1", "--out", out)
     assert done.returncode == 0, done.stderr
     return out

@@ -4,7 +4,7 @@ from tiny_models import tiny_config, tiny_model
 
 from vitreous.training.optim import FROZEN, make_average, make_optimizers, restore_state, state_of
 
-CONFIG = tiny_config("stem", position="conditional", position_at="every", pool="class")
+CONFIG = tiny_config("stem", conditional=True, pool="class")
 
 
 def names_of(kind: str, **options) -> tuple[dict[str, set[str]], dict[str, dict]]:

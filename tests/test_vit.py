@@ -39,7 +39,7 @@ EXPORTED: dict[str, dict[str, Any]] = {
     **{kind: {"kind": kind, "pool": "class"} for kind in KINDS},
     "rope2d": {"position": "rope2d", "pool": "class"},
     "relative": {"position": "relative", "position_at": "every", "pool": "class"},
-    "conditional": {"position": "conditional", "position_at": "every", "registers": 1},
+    "conditional": {"conditional": True, "registers": 1},
     "sinusoid at every block": {"position": "sinusoid", "position_at": "every"},
 }
 COMBINATIONS = list(itertools.product(KINDS, POSITIONS, PREFIXES))

@@ -30,9 +30,10 @@ KINDS: dict[str, dict[str, Any]] = {
 POSITIONS: dict[str, dict[str, Any]] = {
     "none": {"position": "none"},
     "rope2d": {"position": "rope2d"},
+    "conditional": {"position": "none", "conditional": True},
     **{
         f"{position} at {place}": {"position": position, "position_at": place}
-        for position in ("sincos2d", "sinusoid", "learned", "learned2d", "relative", "conditional")
+        for position in ("sincos2d", "sinusoid", "learned", "learned2d", "relative")
         for place in ("input", "every", "shared")
         if (position, place) != ("relative", "input")
     },

@@ -14,13 +14,13 @@ CHOICES = {
     "attention_scale": ("head", "width"),
     "norm": ("layer", "rms"),
     "mlp": ("gelu", "swiglu"),
-    "position": ("sincos2d", "sinusoid", "learned", "learned2d", "relative", "rope2d", "conditional", "none"),
+    "position": ("sincos2d", "sinusoid", "learned", "learned2d", "relative", "rope2d", "none"),
     "position_at": ("input", "every", "shared"),
     "pool": ("mean", "class", "attention"),
     "ablation": ("", "se", "ghost", "dense"),
 }
 # What the blocks of `ablations.py` do not have.
-PLAIN_BLOCKS = ("attention_scale", "qk_norm", "value_skip", "mlp", "norm", "layer_scale", "drop_path")
+PLAIN_BLOCKS = ("attention_scale", "qk_norm", "value_skip", "mlp", "norm", "layer_scale", "drop_path", "conditional")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class ModelConfig:
     position: str = "sincos2d"
     position_at: str = "input"  # or every block with tables of its own, or shared: every block with the same
     position_temperature: float = 10.0  # of sincos2d and rope2d: their longest wave is 2π times so many tokens
+    conditional: bool = False  # before each block a depthwise convolution tells a token its neighbours (2102.10882)
     class_position: bool = False  # the class token has a position of its own: the embedding is added after it joins
     pool: str = "mean"  # what the head reads: the mean of the tokens, the class token, or what attention pools
     norm_after_pool: bool = False  # the last norm comes after pooling rather than before

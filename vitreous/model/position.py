@@ -173,19 +173,14 @@ class ConditionalPosition(nn.Module):
         return F.pad(self.convolution(image).flatten(2).mT, (0, 0, self.prefix, 0))
 
 
-LEARNED = {
-    "learned": LearnedTable,
-    "learned2d": LearnedAxes,
-    "relative": RelativeBias,
-    "conditional": ConditionalPosition,
-}
+LEARNED = {"learned": LearnedTable, "learned2d": LearnedAxes, "relative": RelativeBias}
 
 
 class PositionEmbedding(nn.Module):
     """Tells the tokens their places: at the input, or before or inside every block.
 
     "sincos2d" and "rope2d" are evaluated on the grid, "sinusoid" is built for its number of tokens, learned ones are
-    resampled to it, a "conditional" one is a convolution. With `position_at` "every", each block has tables of its own;
+    resampled to it. With `position_at` "every", each block has tables of its own;
     with "shared" all use the same.
     """
 
@@ -195,14 +190,17 @@ class PositionEmbedding(nn.Module):
         count = config.depth if config.position_at == "every" else 1
         learned = config.position in LEARNED
         self.tables = nn.ModuleList(LEARNED[config.position](config) for _ in range(count) if learned)
+        self.convolutions = nn.ModuleList(ConditionalPosition(config) for _ in range(config.depth * config.conditional))
 
     def forward(self, tokens: Tensor, grid: Grid, layer: int) -> Tensor:
         """(B, prefix + N, D) as they come to a block -> the same with what is added there."""
+        tokens = self._with_table(tokens, grid, layer)
+        return tokens + self.convolutions[layer](tokens, grid) if self.convolutions else tokens
+
+    def _with_table(self, tokens: Tensor, grid: Grid, layer: int) -> Tensor:
         kind = self.config.position
         if kind in ("none", "relative", "rope2d") or (layer and self.config.position_at == "input"):
             return tokens
-        if kind == "conditional":
-            return tokens + self.tables[layer % len(self.tables)](tokens, grid)
         if self.tables:
             return tokens + self.tables[layer % len(self.tables)](grid).to(tokens)
         return tokens + table_on(self.config, grid, tokens)

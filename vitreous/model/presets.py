@@ -23,7 +23,6 @@ SIZES: dict[str, Fields] = {
 PATCHES = {"xxs": (1, 2, 4), "xs": (1, 2, 4, 8, 16)}  # of other sizes: 8, 14, 16 and 32
 
 # ViTs with a convolutional stem for small data (2106.14881 shows what it does; the sizes are ours).
-CONDITIONAL: Fields = {"position": "conditional", "position_at": "every"}
 STEMMED: dict[str, Fields] = {
     "xs": {"width": 128, "depth": 4, "heads": 4, "stem": (24, 64, 128)},
     "s": {"width": 192, "depth": 6, "heads": 6, "stem": (32, 96, 192)},
@@ -89,7 +88,7 @@ def _stemmed(size: str, patch: int) -> ModelConfig:
     steps = min(len(widths), patch.bit_length() - 1)
     stride = patch >> steps
     stem = (first if stride == 1 else 2 * first, *widths[-steps:])
-    fields = {**STEMMED[size], **CONDITIONAL, "stem": stem, "stem_stride": stride}
+    fields = {**STEMMED[size], "conditional": True, "stem": stem, "stem_stride": stride}
     side = 32 if patch < 8 else 160
     return ModelConfig(**fields, tokenizer="stem", image_size=(side, side))
 
