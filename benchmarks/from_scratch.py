@@ -102,7 +102,7 @@ def train_and_score(
         total, planned = time.time() - began, (run / "config.json").stat().st_mtime - began
         decoded = max((path.stat().st_mtime - began for path in Path(cache).glob("*/cache.json")), default=planned)
     plan = json.loads((run / "plan.json").read_text())
-    training = read_rows(run, plan["points"][-1][0])[-1]["seconds"]
+    training = read_rows(run, plan["points"][-1][2])[-1]["seconds"]
     summary = json.loads(verb("eval", run, scored, "--split", split, "--json"))
     write_answers(run, scored, split)
     return Result(
@@ -110,7 +110,7 @@ def train_and_score(
         balanced=summary["balanced_accuracy"],
         pictures=summary["n"],
         epochs=plan["epochs"],
-        rate=plan["points"][-1][0] * plan["batch"] / training,
+        rate=plan["points"][-1][2] * plan["batch"] / training,
         before=decoded,
         planning=planned - decoded,
         training=training,

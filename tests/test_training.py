@@ -68,7 +68,7 @@ def half_done(run: Path, at: int = 6) -> bool:
 
 
 def assert_unfinished(run: Path) -> None:
-    assert 0 < newest_step(run) < json_of(run, "plan.json")["points"][-1][0]
+    assert 0 < newest_step(run) < json_of(run, "plan.json")["points"][-1][2]
     assert not (run / "model.safetensors").exists()
 
 
@@ -135,7 +135,7 @@ class TestKilledAndResumed:
         assert {**plan, "points": 0} == {**first, "points": 0}
         (whole / "plan.json").write_text(json.dumps({**plan, "budget": 0.0}), "utf-8")  # no clock has a say any more
         vitreous.train(resume=whole)
-        assert newest_step(run) == plan["points"][-1][0]
+        assert newest_step(run) == plan["points"][-1][2]
         assert_same_run(run, whole)
 
     def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(self, shapes, tmp_path, capsys):
@@ -506,7 +506,7 @@ def everything_drawn(run: Path) -> None:
     for name in ("config.json", "plan.json", "validation.json"):
         assert json_of(run, name)
     assert weights(run)
-    assert newest(run).step == json_of(run, "plan.json")["points"][-1][0]
+    assert newest(run).step == json_of(run, "plan.json")["points"][-1][2]
     assert rows_of(run)
     assert RunDir.open(run).read_split()
     assert "plan: " in (run / "log.txt").read_text("utf-8")

@@ -125,7 +125,7 @@ def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Jo
 def keep_to_budget(learner: Learner, order: Order, since: Progress, run: RunDir) -> Plan:
     """The plan, or where its end has moved away from the budget a new one, which is written before it is used."""
     at, plan = learner.progress, learner.plan
-    if not plan.budget or at.step <= plan.points[-2][0] or plan.done(at.step) > LAST_RETIMED:
+    if not plan.budget or at.step <= plan.points[-1][0] or plan.done(at.step) > LAST_RETIMED:
         return plan
     slower = (at.seconds - since.seconds) / plan.predicted(since.step, at.step, rows=1)
     new = plan.retimed(at.step, at.seconds, slower, order.steps_before(plan.row_every))

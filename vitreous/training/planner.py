@@ -39,7 +39,7 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
     recipe = RECIPES["paper" if config.init else config.recipe]
     optimizer = config.optimizer if config.optimizer != "auto" else recipe.optimizer
     draft = Plan(
-        points=((0, 0.0), (1, 1.0)),
+        points=((0, 0.0, 1),),
         epochs=0,
         batch=batch,
         accumulate=min(config.accumulate, batch),
@@ -81,15 +81,12 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
     order = training_batches(job, draft)[1]
     plan = dataclasses.replace(draft, batch=order.batch_size, pace=pace)
     if config.epochs:
-        plan = dataclasses.replace(plan, points=((0, 0.0), (order.steps_before(config.epochs), 1.0)))
+        plan = dataclasses.replace(plan, points=((0, 0.0, order.steps_before(config.epochs)),))
     else:
         budget = 60 * (config.minutes or DEFAULT_MINUTES) - (time.perf_counter() - began)
         plan = dataclasses.replace(plan, budget=budget)
         for _ in range(2):  # how often rows come depends on the steps, and the steps on the rows
-            first = dataclasses.replace(plan, points=((0, 0.0), (1, 1.0)))
-            row_every = _row_every(job, order, plan.steps)
-            steps = first.retimed(0, 0.0, 1.0, order.steps_before(row_every)).steps
-            plan = dataclasses.replace(plan, points=((0, 0.0), (steps, 1.0)))
+            plan = plan.retimed(0, 0.0, 1.0, order.steps_before(_row_every(job, order, plan.steps)))
     row_every = _row_every(job, order, plan.steps)
     epochs = order.epochs_at(plan.steps)
     return dataclasses.replace(

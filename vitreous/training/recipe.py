@@ -7,7 +7,6 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 
 from vitreous.data.augment import AugmentConfig, resolve
@@ -224,7 +223,8 @@ class Plan:
     written before it is used: all that was done before stays as it was.
     """
 
-    points: tuple[tuple[int, float], ...]  # (step, share of the run that is done there), from (0, 0) to the end, 1
+    # (step, share of the run that is done there, step at which all is done): what holds from that step on
+    points: tuple[tuple[int, float, int], ...]
     epochs: float
     batch: int
     accumulate: int
@@ -256,20 +256,19 @@ class Plan:
     @property
     def steps(self) -> int:
         """Updates in all."""
-        return self.points[-1][0]
+        return self.points[-1][2]
 
     @property
     def coarse_steps(self) -> int:
         """The first updates, which see coarser pictures."""
-        return self.step_at(self.coarse)
+        ends = (round(start + (self.coarse - done) / (1 - done) * (end - start)) for start, done, end in self.points)
+        starts = (*(start for start, _, _ in self.points[1:]), self.steps)
+        return next(end for end, later in zip(ends, starts, strict=True) if end <= later)
 
-    def done(self, step: float) -> float:
+    def done(self, step: int) -> float:
         """The share of the run that is done before a step."""
-        return float(np.interp(step, [at for at, _ in self.points], [share for _, share in self.points]))
-
-    def step_at(self, done: float) -> int:
-        """The step by which this share is done."""
-        return round(float(np.interp(done, [share for _, share in self.points], [at for at, _ in self.points])))
+        start, done, end = next(point for point in reversed(self.points) if point[0] <= step)
+        return done + (1 - done) * (step - start) / (end - start)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step: a line up, then a line or half a cosine down (SGDR, 1608.03983)."""
@@ -293,7 +292,8 @@ class Plan:
         a_step = coarse * self.pace.coarse + (1 - coarse) * self.pace.whole + self.pace.row / steps_a_row
         left = (self.budget - taken) / slower - LAST_ROWS * self.pace.row
         end = step + max(1, int(left / a_step))
-        return dataclasses.replace(self, points=(*self.points[:-1], (step, done), (end, 1.0)))
+        before = (point for point in self.points if point[0] < step)
+        return dataclasses.replace(self, points=(*before, (step, done, end)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for plan.json."""
@@ -303,7 +303,7 @@ class Plan:
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The plan that `to_json` wrote."""
         augmentation, pace = AugmentConfig(**values["augmentation"]), Pace(**values["pace"])
-        points = tuple((step, done) for step, done in values["points"])
+        points = tuple((step, done, end) for step, done, end in values["points"])
         return cls(**{**values, "points": points, "augmentation": augmentation, "pace": pace})
 
 

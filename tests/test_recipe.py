@@ -1,0 +1,72 @@
+"""The plan of a run: its schedule, and what becomes of it when the clock says otherwise."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+
+from vitreous.data.augment import AugmentConfig
+from vitreous.training.recipe import Pace, Plan
+
+
+def plan(steps: int = 100, **fields: Any) -> Plan:
+    usual = {f.name: None for f in dataclasses.fields(Plan)}
+    own = {"points": ((0, 0.0, steps),), "lr": 1.0, "schedule": "linear", "warmup": 0.1, "coarse": 0.5, "budget": 100.0}
+    return Plan(**{**usual, **own, "pace": Pace(0.5, 1.0, 2.0), "augmentation": AugmentConfig(), **fields})
+
+
+class TestRate:
+    @pytest.mark.parametrize("schedule", ["linear", "cosine"])
+    def test_rises_to_its_peak_and_falls_to_almost_nothing(self, schedule):
+        rates = [plan(schedule=schedule).rate(step) for step in range(100)]
+        assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+        assert rates[10] == max(rates) == 1.0
+        assert rates[10:] == sorted(rates[10:], reverse=True)
+        assert 0 < rates[-1] < 0.02
+
+    def test_without_warmup_begins_at_its_peak(self):
+        assert plan(warmup=0.0).rate(0) == 1.0
+
+
+class TestRetimed:
+    def test_what_was_before_stays_as_it_is_to_the_bit(self):
+        first = plan(97)
+        second = first.retimed(31, 50.0, 1.3, 10)
+        third = second.retimed(47, 60.0, 0.7, 10)
+        assert third.steps not in (first.steps, second.steps)
+        for step in range(31):
+            assert first.rate(step) == second.rate(step) == third.rate(step)
+        for step in range(31, 47):
+            assert second.rate(step) == third.rate(step)
+
+    def test_the_rate_goes_on_without_a_jump_and_ends_at_the_new_end(self):
+        new = plan().retimed(40, 80.0, 1.5, 10)
+        rates = [new.rate(step) for step in range(new.steps)]
+        assert max(abs(a - b) for a, b in itertools.pairwise(rates[39:])) < 0.2
+        assert new.done(new.steps) == 1.0
+        assert new.done(40) == plan().done(40)
+
+    def test_a_slower_machine_gets_fewer_steps_and_a_faster_one_more(self):
+        steps = [plan().retimed(50, 50.0, slower, 10).steps for slower in (0.5, 1.0, 2.0)]
+        assert steps == sorted(steps, reverse=True)
+        assert steps[0] > steps[2]
+
+    @pytest.mark.parametrize("slower", [0.5, 1.0, 3.0])
+    def test_the_rest_fits_in_what_is_left(self, slower):
+        new = plan().retimed(20, 30.0, slower, 10)
+        rest = slower * new.predicted(20, new.steps, (new.steps - 20) / 10)
+        assert 0.9 * 70 - 4 * slower - 2 * slower <= rest <= 70
+
+    def test_whole_pictures_begin_where_the_share_is_done(self):
+        assert plan().coarse_steps == 50
+        new = plan().retimed(20, 5.0, 0.5, 10)
+        assert new.done(new.coarse_steps) == pytest.approx(0.5, abs=0.01)
+        assert plan().retimed(70, 5.0, 0.5, 10).coarse_steps == 50  # they had begun
+
+    def test_with_no_time_left_one_step_is(self):
+        assert plan().retimed(60, 500.0, 1.0, 10).steps == 61
+
+    def test_survives_json(self):
+        new = plan().retimed(20, 30.0, 1.1, 10)
+        assert Plan.from_json(new.to_json()) == new
