@@ -10,7 +10,7 @@ validation split, to choose by; --test scores the test pictures instead, for the
 
 With --peers, the Python of an environment with timm (peers/README.md), a ResNet-18 trains for as long, varied once its
 usual way and once as Vitreous varies pictures, and each seed is held against it, picture by picture. With --test it
-learns from all of the training data, what Vitreous holds out for validation included. Otherwise it learns from what the
+learns from all of train.tar, or of train/. Otherwise it learns from what the
 first seed learns from; other seeds that drew another split are held against it on the pictures that neither learned.
 
 The runs and all answers stay in --out. Exits with 1 where too little of the work lies in the encoder's blocks.
@@ -35,6 +35,7 @@ from vitreous.infer.predictor import evaluate, load
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import count_macs
 from vitreous.training.journal import read_rows
+from vitreous.training.recipe import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = "resnet18"
@@ -101,19 +102,19 @@ def train_and_score(
         verb("train", data, *words, show=True, cache=cache)
         total, planned = time.time() - began, (run / "config.json").stat().st_mtime - began
         decoded = max((path.stat().st_mtime - began for path in Path(cache).glob("*/cache.json")), default=planned)
-    plan = json.loads((run / "plan.json").read_text())
-    training = read_rows(run, plan["points"][-1][2])[-1]["seconds"]
+    plan = Plan.from_json(json.loads((run / "plan.json").read_text()))
+    last = read_rows(run, plan.steps)[-1]
     summary = json.loads(verb("eval", run, scored, "--split", split, "--json"))
     write_answers(run, scored, split)
     return Result(
         top1=summary["top1"],
         balanced=summary["balanced_accuracy"],
         pictures=summary["n"],
-        epochs=plan["epochs"],
-        rate=plan["points"][-1][2] * plan["batch"] / training,
+        epochs=last["epoch"],
+        rate=plan.steps * plan.batch / last["seconds"],
         before=decoded,
         planning=planned - decoded,
-        training=training,
+        training=last["seconds"],
         total=total,
     )
 
@@ -210,7 +211,9 @@ def main() -> int:
     options, more = parse()
     task = TASKS[options.task]
     data = place(task.data, options)
-    scored, split, side = (place(task.test, options), "auto", "test") if options.test else (data, *["validation"] * 2)
+    scored, split, side = (
+        (place(task.test, options), "auto", "test") if options.test else (data, "validation", "validation")
+    )
     print(f"{options.task}, {options.minutes:g} minutes; scored: the {side} pictures", flush=True)
 
     results, runs = [], {seed: options.out / f"seed-{seed}" for seed in options.seeds}

@@ -5,8 +5,8 @@
 What it does not know itself, such as --threads 1, goes to `vitreous train`.
 
 The weights that are compared are those of the finished runs, as SHA-256 of model.safetensors. A run with --epochs that
-is killed is held against one that was not. A run with --minutes is planned by a timing, so its plan is its own: it is
-held against a copy of itself, taken when the plan was written and not a step was made.
+is killed is held against one that was not. A run with --minutes is planned by its clock: it is held
+against a copy of itself, taken before a step was made, that follows the plan it ended with.
 """
 
 import argparse

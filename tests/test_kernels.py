@@ -188,10 +188,11 @@ class TestLinear:
 
     def test_packed_weights_go_with_their_layer(self):
         layer = Linear(7, 4)
+        gc.collect()
         held = len(kernels.PACKED)
         with torch.inference_mode():
             layer(drawn(5, 7))
-        assert len(kernels.PACKED) == held + kernels.ONEDNN
+        assert len(kernels.PACKED) == held + (1 if kernels.ONEDNN else 0)
         del layer
         gc.collect()
         assert len(kernels.PACKED) == held

@@ -58,6 +58,7 @@ class TestMakeOptimizers:
         assert groups["blocks.0.mlp.expand.weight"]["scale"] == 0.25
         assert groups["blocks.0.mlp.expand.bias"]["scale"] == 0.25 * 0.2
         assert groups["tokenizer.projection.weight"]["scale"] == 0.125
+        assert groups["position.convolutions.1.convolution.weight"]["scale"] == 0.5 * 0.2
 
 
 class TestState:

@@ -1,7 +1,7 @@
 """The README is true: its commands run as typed, and its tree is what is there.
 
 Every line of its `sh` and `python` blocks is tried in a temporary folder that holds small data of the names that the
-README uses. Only the time changes: five minutes become one epoch, of small batches and on one thread.
+README uses. Only the time changes: ten minutes become one epoch, of small batches and on one thread.
 """
 
 import csv
@@ -71,7 +71,7 @@ def typed(there: Path) -> dict[str, int]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(there)
         for command in COMMANDS:
-            words = shlex.split(command.replace("--minutes 5", "--epochs 1 --batch 4 --threads 1"))
+            words = shlex.split(command.replace("--minutes 10", "--epochs 1 --batch 4 --threads 1"))
             if words[0] == "vitreous":
                 codes[command] = main(words[1:])
     return codes
@@ -102,7 +102,7 @@ def test_commands_that_are_not_ours_name_what_is_there():
 
 def test_the_python_runs_as_typed(capsys: pytest.CaptureFixture[str]):
     for block in blocks("python"):
-        exec(compile(block.replace("minutes=5", "epochs=1, batch=4, threads=1"), "README.md", "exec"), {})
+        exec(compile(block.replace("minutes=10", "epochs=1, batch=4, threads=1"), "README.md", "exec"), {})
     assert len(re.findall(r"^photos/test/", capsys.readouterr().out, re.MULTILINE)) == 4
 
 

@@ -32,10 +32,10 @@ from vitreous.errors import InputError
 from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint, RunDir
 from vitreous.training.journal import Journal
-from vitreous.training.loop import Learner, class_weights, fit, training_batches, update
+from vitreous.training.loop import Learner, Mark, class_weights, fit, keep_to_budget, training_batches, update
 from vitreous.training.optim import make_criterion
 from vitreous.training.prepare import Job, prepare_again
-from vitreous.training.recipe import Plan
+from vitreous.training.recipe import Pace, Plan
 
 SHORT = {**TINY, "epochs": 3, "batch": 8}
 LONG = {**TINY, "epochs": 6, "batch": 8, "save_every": 3}
@@ -212,6 +212,36 @@ class Poisoned(PixelStore):
         pixels = super().gather(numbers)
         self.number += 1
         return pixels * torch.nan if self.number in self.calls else pixels
+
+
+class TestKeepToBudget:
+    """100 steps of a second each, timed anew after 20."""
+
+    def kept(self, small, tmp_path, step: int, seconds: float, **changes) -> tuple[Plan, Plan, Path]:
+        _, job, plan = small
+        usual = {"points": ((0, 0.0, 100),), "budget": 100.0, "pace": Pace(1.0, 1.0, 0.0), "coarse": 0.0}
+        plan = dataclasses.replace(plan, **{**usual, **changes})
+        learner, run = learner_of(job, plan), RunDir.create(tmp_path / "run")
+        learner.progress.step, learner.progress.seconds = step, seconds
+        order = training_batches(job, plan)[1]
+        new = keep_to_budget(learner, order, Mark(0, 0.0), run, Journal(quiet=True))
+        return plan, new, run.path / "plan.json"
+
+    @pytest.mark.parametrize(("seconds", "least", "most"), [(40, 48, 50), (10, 190, 200)])
+    def test_a_pace_that_changed_moves_the_end_and_is_written_first(self, small, tmp_path, seconds, least, most):
+        _, new, file = self.kept(small, tmp_path, 20, seconds)
+        assert least <= new.steps <= most
+        assert Plan.from_json(json.loads(file.read_text("utf-8"))) == new
+
+    @pytest.mark.parametrize(
+        ("step", "seconds", "changes"),
+        [(20, 20.4, {}), (95, 190.0, {}), (20, 40.0, {"budget": 0.0}), (20, 40.0, {"points": ((20, 0.2, 100),)})],
+        ids=["the pace is kept", "it is almost over", "a run of epochs", "timed here before"],
+    )
+    def test_otherwise_the_plan_stays(self, small, tmp_path, step, seconds, changes):
+        plan, new, file = self.kept(small, tmp_path, step, seconds, **changes)
+        assert new is plan
+        assert not file.exists()
 
 
 class TestNotFinite:

@@ -1,7 +1,7 @@
 """The run directory on disk: JSON and safetensors, each written whole or not at all; no pickle.
 
 config.json         all that rebuilds the model: model, input, task, training options, versions
-plan.json           the plan of the run, fixed before its first step
+plan.json           the plan of the run, each version written before it is used
 split.csv           path, digest and split of every picture
 model.safetensors   the final weights (their exponential moving average)
 validation.json     what the validation split tells: metrics, and the calibration of the answers

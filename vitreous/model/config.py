@@ -158,11 +158,15 @@ class ModelConfig:
         for name in ("channels", "outputs", "token_width", "token_heads", "width", "depth", "heads"):
             value = getattr(self, name)
             expect(isinstance(value, int) and value > 0, f"{name} is {value!r}: expected a whole number above 0", name)
-        for name, of in (("kernels", "soft split"), ("stem", "step")):
+        for name, of in (("kernels", "soft split"), ("stem", "convolution")):
             value = getattr(self, name)
             several = isinstance(value, tuple) and value != () and all(isinstance(v, int) and v > 0 for v in value)
             expect(several, f"{name} is {value!r}: expected whole numbers above 0, one a {of}", name)
-        expect(self.stem_stride in (1, 2, 4, 8), "stem_stride: expected 1, 2, 4 or 8", "stem_stride")
+        expect(
+            self.stem_stride in (1, 2, 4, 8),
+            f"stem_stride is {self.stem_stride!r}: expected 1, 2, 4 or 8",
+            "stem_stride",
+        )
         if sound("width", "heads"):
             expect(self.width % self.heads == 0, f"width {self.width} does not divide by {self.heads} heads")
         if sound("token_width", "token_heads"):

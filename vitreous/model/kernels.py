@@ -14,7 +14,7 @@ ONEDNN = (
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # which the compiler uses; not a public name
 )
 ROWS = 512  # of a block: its scores stay in the cache
-LARGEST_SCORE = 60.0  # whose exponential, summed over all tokens, is far from what bf16 and fp32 hold
+LARGEST_SCORE = 60.0  # whose exponential, summed over all tokens, is far below the largest number of bf16
 PACKED = WeakTensorKeyDictionary()  # a weight -> what it was when it was packed, and the packed weight
 
 
@@ -105,8 +105,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = 
         return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
     q, k, v = q.contiguous() * scale, k.contiguous(), v.contiguous()
     if bias is None and not torch.is_grad_enabled():
-        share, total = exponentials(q @ k.mT, largest_score(q, k))
-        return share @ v / total
+        weights, total = exponentials(q @ k.mT, largest_score(q, k))
+        return weights @ v / total
     scores = q @ k.mT
     return (scores if bias is None else scores + bias).softmax(-1) @ v
 
@@ -156,8 +156,8 @@ class BlockAttention(torch.autograd.Function):
         for Q, K, V, O in _heads(q * scale, k, v, out):  # noqa: E741
             largest = largest_score(Q, K)
             for rows in _blocks(len(Q)):
-                share, total = exponentials(_product(Q[rows], K, scores), largest)
-                torch.div(_product(share, V.T), total, out=O[rows])
+                weights, total = exponentials(_product(Q[rows], K, scores), largest)
+                torch.div(_product(weights, V.T), total, out=O[rows])
         return out
 
     @staticmethod
@@ -182,7 +182,10 @@ class BlockAttention(torch.autograd.Function):
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """(N, K), (M, K) -> a·bᵀ, (N, M). Of strided bf16 oneDNN's linear layer makes very slow work."""
+    """(N, K), (M, K) -> a·bᵀ, (N, M), in `out` where the product is not oneDNN's.
+
+    Of strided bf16 oneDNN's linear layer makes very slow work.
+    """
     if onednn_type(a) == torch.float32:
         return product(a, b)
     return torch.mm(a, b.T, out=None if out is None else out[: len(a)])

@@ -180,8 +180,8 @@ class PositionEmbedding(nn.Module):
     """Tells the tokens their places: at the input, or before or inside every block.
 
     "sincos2d" and "rope2d" are evaluated on the grid, "sinusoid" is built for its number of tokens, learned ones are
-    resampled to it. With `position_at` "every", each block has tables of its own;
-    with "shared" all use the same.
+    resampled to it. With `position_at` "every", each block has tables of its own; with "shared" all use the same.
+    With `conditional`, a depthwise convolution before each block adds to them.
     """
 
     def __init__(self, config: ModelConfig):

@@ -76,8 +76,9 @@ def create(name: str, *, seed: int = 0, **overrides) -> VisionTransformer:
 def build(config: ModelConfig, seed: int = 0) -> VisionTransformer:
     """A model with fresh weights: matrices as Glorot & Bengio 2010 have them, biases and the last layer zero.
 
-    Tokens start with deviation 1/2, somewhat less than a sin-cos position embedding: with the usual weights of 0.02 a
-    patch of few pixels would drown in its position, and small pictures would hardly be learned.
+    Tokens of patches and soft splits start with deviation 1/2, somewhat less than a sin-cos position embedding: with
+    the usual weights of 0.02 a patch of few pixels would drown in its position, and small pictures would hardly be
+    learned.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the GPUs' too

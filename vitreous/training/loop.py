@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,10 +29,17 @@ from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
 
 PATIENCE = 5  # updates in a row that may be refused before training goes back to the last checkpoint
-MOVED = 0.03  # of the steps that are left: by less the plan stays as it is
-LAST_RETIMED = 0.9  # share of a run after which it does too
 RETREATS = 5  # times that it goes back, each at half the learning rate, before it gives up
+MOVED = 0.03  # share of the steps that are left, by which the end must move for a new plan
+LAST_RETIMED = 0.9  # share of a run after which its plan stays as it is
 HEADLINES = {"classification": "top1", "multilabel": "map", "regression": "r2"}
+
+
+class Mark(NamedTuple):
+    """A moment of a run: the step, and the seconds that it has trained for."""
+
+    step: int
+    seconds: float
 
 
 @dataclass
@@ -72,7 +80,8 @@ class Learner:
 
 
 def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal) -> nn.Module:
-    """Trains to the plan's last step, from the newest checkpoint of the run where there is one.
+    """Trains to the plan's last step, from the newest checkpoint of the run where there is one. A run of minutes is
+    timed at each row of metrics, and its last step moved.
 
     Returns the moving average of the weights. An update that is not finite is not made; after five in a row training
     goes back to the last checkpoint at half the learning rate. Raises `InputError` where that does not help.
@@ -89,7 +98,7 @@ def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Jo
     while (at := learner.progress).step < (plan := learner.plan).steps:
         batches, order = training_batches(job, plan)
         rows = row_steps(order, plan)
-        timed = Progress(at.step, at.seconds)
+        since = Mark(at.step, time.perf_counter() - started)
         with journal.bar("training", plan.steps, at.step) as bar:
             for batch in batches.steps(at.step, plan.steps, plan.workers):
                 loss, finite = update(learner, batch)
@@ -114,15 +123,15 @@ def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Jo
                 if (due or at.step == plan.steps) and not at.refused:
                     run.save(learner.checkpoint())
                 bar(at.step)
-                if at.step in rows and (plan := keep_to_budget(learner, order, timed, run)) is not learner.plan:
-                    learner.plan = plan
-                    break
                 if at.step in rows:
-                    timed = Progress(at.step, at.seconds)
+                    learner.plan = keep_to_budget(learner, order, since, run, journal)
+                    if learner.plan is not plan:
+                        break
+                    since = Mark(at.step, at.seconds)
     return learner.average.module
 
 
-def keep_to_budget(learner: Learner, order: Order, since: Progress, run: RunDir) -> Plan:
+def keep_to_budget(learner: Learner, order: Order, since: Mark, run: RunDir, journal: Journal) -> Plan:
     """The plan, or where its end has moved away from the budget a new one, which is written before it is used."""
     at, plan = learner.progress, learner.plan
     if not plan.budget or at.step <= plan.points[-1][0] or plan.done(at.step) > LAST_RETIMED:
@@ -132,6 +141,7 @@ def keep_to_budget(learner: Learner, order: Order, since: Progress, run: RunDir)
     if abs(new.steps - plan.steps) < MOVED * (plan.steps - at.step):
         return plan
     run.write_json("plan.json", new.to_json())
+    journal.say(f"plan: {new.steps:,} steps, to keep to the time")
     return new
 
 

@@ -1,5 +1,6 @@
 """Optimizer, moving average, and the loss of each task."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,18 +19,18 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 # What learns nothing with --freeze: names of parameters begin with one of these.
 FROZEN = {
     "none": (),
-    "tokenizer": ("tokenizer.", "position.", "prefix"),
+    "tokenizer": ("tokenizer.", "position.tables.", "prefix"),
     "encoder": ("tokenizer.", "position.", "prefix", "blocks.", "norm.", "pool."),
 }
 
 
-REST = 0.2  # the rate of AdamW beside Muon, as a share of Muon's
+REST_RATE = 0.2  # of AdamW beside Muon, as a share of Muon's
 
 
 def make_optimizers(
     model: VisionTransformer, kind: str, lr: float, weight_decay: float, layer_decay: float = 1.0, freeze: str = "none"
 ) -> list[torch.optim.Optimizer]:
-    """AdamW (1711.05101) for all, or with "muon" Muon (Keller Jordan, 2024) for the matrices between tokens and head
+    """AdamW (1711.05101) for all, or with "muon" Muon (Keller Jordan, 2024) for the matrices between pixels and head
     and AdamW for the rest, at a fifth of the rate. Biases, norms, tokens and position tables do not decay.
 
     With `layer_decay` each block learns so many times slower than the one behind it, and the tokenizer slowest (BEiT,
@@ -42,7 +43,7 @@ def make_optimizers(
         if not parameter.requires_grad:
             continue
         inner = kind == "muon" and id(parameter) in weights and parameter.ndim == 2 and not name.startswith("head.")
-        scale = layer_decay ** _layers_behind(name, model) * (REST if kind == "muon" and not inner else 1.0)
+        scale = layer_decay ** _layers_behind(name, model) * (REST_RATE if kind == "muon" and not inner else 1.0)
         groups.setdefault((inner, scale, weight_decay if id(parameter) in weights else 0.0), []).append(parameter)
 
     def parts(wanted: bool) -> list[dict[str, Any]]:
@@ -59,8 +60,8 @@ def make_optimizers(
 
 def _layers_behind(name: str, model: VisionTransformer) -> int:
     """How many layers lie between a parameter and the head: 0 for the head's own, most for the tokenizer's."""
-    if name.startswith("blocks."):
-        return len(model.blocks) - int(name.split(".")[1])
+    if found := re.match(r"(?:blocks|position\.convolutions)\.(\d+)\.", name):
+        return len(model.blocks) - int(found[1])
     return len(model.blocks) + 1 if name.startswith(FROZEN["tokenizer"]) else 0
 
 

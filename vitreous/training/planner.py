@@ -1,4 +1,4 @@
-"""Options and data to a Plan: the first steps are timed on a copy, then everything is fixed."""
+"""Options and data to a Plan, by a timing of the first steps on a copy."""
 
 import copy
 import dataclasses
@@ -34,7 +34,7 @@ TIMED_SECONDS = {"epochs": 1.0, "minutes": 4.0}  # that the timing of the first 
 
 
 def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: torch.device) -> Plan:
-    """Fixes all that the run depends on. With `minutes` the number of steps follows from a short timing."""
+    """All that the run depends on. With `minutes` the number of steps follows from a short timing."""
     batch = min(config.batch or choose_batch(len(job.training)), len(job.training))
     recipe = RECIPES["paper" if config.init else config.recipe]
     optimizer = config.optimizer if config.optimizer != "auto" else recipe.optimizer
@@ -103,13 +103,13 @@ def _coarse(job: Job, config: TrainConfig, recipe: Recipe) -> float:
     if config.coarse is not None:
         return config.coarse
     enough = math.prod(job.model.grid(*job.main_size)) >= COARSE_TOKENS
-    return recipe.coarse if enough and not config.init else 0.0
+    return recipe.coarse if enough else 0.0
 
 
 def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float) -> Pace:
     """Some real steps, coarse ones and whole, and a validation on two batches, with a copy that is thrown away."""
     learner = Learner(copy.deepcopy(model), job, plan)
-    kinds = [(plan.coarse, MOST_TIMED), (1 - plan.coarse, 0)]
+    kinds = [(plan.coarse, MOST_TIMED), (1 - plan.coarse, 0)]  # all timed steps coarse, then none
     coarse, whole = (
         _time_of_step(learner, training_batches(job, plan, coarse_steps)[0], share * seconds) if share else 0.0
         for share, coarse_steps in kinds

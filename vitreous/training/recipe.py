@@ -1,4 +1,4 @@
-"""TrainConfig: what the user may choose. Plan: what is fixed, and written down, before the first step."""
+"""TrainConfig: what the user may choose. Plan: what a run follows, written down before it is used."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import PRESETS, preset
 
-LAST_ROWS = 2.0  # rows of metrics that the last evaluation, in fp32, takes as long as
+LAST_ROWS = 2.0  # the last evaluation, in fp32, takes as long as so many rows of metrics
 DEFAULT_MINUTES = 10.0  # where neither epochs nor minutes are given
 
 
@@ -43,7 +43,7 @@ class TrainConfig:
     """The options of `train`. What is None or "auto" is chosen from the data, and written to the plan."""
 
     # What becomes of all that is left at auto: auto (a ViT with a convolutional stem, Muon: the best for small data),
-    # patches (the same without the stem), t2t (tokens-to-token in its place), paper (patches, AdamW and a cosine)
+    # patches (plain ones, with Muon), t2t (tokens-to-token, with Muon), paper (patches, AdamW and a cosine)
     recipe: Literal["auto", "patches", "t2t", "paper"] = "auto"
     # A name that `vitreous models` lists. auto: a small one of the recipe, with tokens that suit the pictures
     model: str = "auto"
@@ -52,8 +52,8 @@ class TrainConfig:
     size: str = "auto"
     # Passes over the training pictures
     epochs: int | None = None
-    # Wall-clock budget; 10 where neither --epochs nor --minutes is given. The first steps are timed, then the plan is
-    # fixed
+    # Wall-clock budget; 10 where neither --epochs nor --minutes is given. The steps are planned by
+    # timing the first ones, and again at each row of metrics
     minutes: float | None = None
     # Every random choice follows from it
     seed: int = 0
@@ -98,10 +98,10 @@ class TrainConfig:
     weight_decay: float = 0.05
     # Share of the steps in which the learning rate rises
     warmup: float = 0.1
-    # How it falls then, to 0: along a line or a cosine. auto: the recipe's
+    # How it falls then, to 0: along a line or a cosine. auto: the recipe's, a cosine with --init
     schedule: Literal["auto", "linear", "cosine"] = "auto"
     # Share of the steps, from the first on, that see pictures at three quarters of their size, which is faster. auto:
-    # the recipe's, none where there are few tokens
+    # the recipe's, none where there are few tokens or with --init
     coarse: float | None = None
     # Label smoothing, for classes
     smoothing: float = 0.1
@@ -217,7 +217,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, fixed before its first step: with the same plan, machine and library versions it gives the same bits.
+    """What a run follows: with the same plan, machine and library versions it gives the same bits.
 
     A run of minutes is timed at each row of metrics. Where its end has moved, the plan gets another point, and is
     written before it is used: all that was done before stays as it was.
@@ -225,7 +225,7 @@ class Plan:
 
     # (step, share of the run that is done there, step at which all is done): what holds from that step on
     points: tuple[tuple[int, float, int], ...]
-    epochs: float
+    epochs: float  # by the first timing
     batch: int
     accumulate: int
     optimizer: str
@@ -250,7 +250,7 @@ class Plan:
     save_every: int  # steps between checkpoints; 0: with every row
     budget: float  # seconds that the training may take; 0: no matter
     pace: Pace  # of the first steps
-    seconds: float  # estimate of the training time
+    seconds: float  # estimate of the training time, by the first timing
     torch: str
 
     @property
@@ -285,7 +285,7 @@ class Plan:
     def retimed(self, step: int, taken: float, slower: float, steps_a_row: float) -> Self:
         """The plan whose rest fits in what is left of the budget, as seen at a step.
 
-        `taken`: seconds until now; `slower`: how many times the pace of the first steps the last ones took.
+        `taken`: seconds until now; `slower`: how many times longer the last steps took than at the first ones' pace.
         """
         done = self.done(step)
         coarse = max(0.0, self.coarse - done) / (1 - done)
