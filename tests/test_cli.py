@@ -507,3 +507,20 @@ class TestImport:
         golden = Path(__file__).parent / "golden" / "timm_vit.safetensors"
         (tmp_path / "names.txt").write_text("cat\ndog\n")
         assert "expected 7 different ones" in refused("import", golden, "--out", "r", "--names", tmp_path / "names.txt")
+
+
+class TestHints:
+    CHECKPOINT = Path(__file__).parent / "golden" / "article_t2t_vit.safetensors"
+
+    def test_fields_that_shapes_do_not_tell_are_taken_by_name(self, tmp_path, capsys):
+        hints = ("--hint", "kernels=7,3,3", "norm_eps=1e-5", "value_skip=true")
+        words = ("import", self.CHECKPOINT, "--heads", "1", "--image-size", "64", "96", "--out", tmp_path / "run")
+        assert main([*map(str, words), *hints]) == 0
+        model = RunDir.open(tmp_path / "run").config()["model"]
+        assert (model["kernels"], model["norm_eps"], model["value_skip"]) == ([7, 3, 3], 1e-5, True)
+        assert "assumed (7, 3, 3)" not in capsys.readouterr().out
+
+    def test_one_without_a_value_is_refused(self, tmp_path, capsys):
+        assert main(["import", str(self.CHECKPOINT), "--hint", "kernels", "--out", str(tmp_path / "run")]) == 2
+        assert "--hint kernels: expected NAME=VALUE" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from vitreous.errors import InputError
 from vitreous.model.formats import FORMATS
 from vitreous.model.position import resample
 from vitreous.model.vit import VisionTransformer
-from vitreous.model.weights import import_weights
+from vitreous.model.weights import import_weights, usual_heads
 
 Tensors = dict[str, torch.Tensor]
 D, DEPTH, HEADS, PATCH, OUTPUTS = 24, 2, 3, 4, 5
@@ -715,3 +715,11 @@ class TestAdapting:
     def test_half_precision_becomes_single(self, written):
         model = import_weights(written({name: tensor.half() for name, tensor in timm().items()}), **HINTS)
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "heads"),
+    [({"width": 1280, "depth": 32}, 16), ({"width": 1408, "depth": 40}, 16), ({"width": 128, "depth": 5}, 2)],
+)
+def test_heads_that_are_not_said_are_those_of_the_published_model_or_one_for_64_columns(shapes, heads):
+    assert usual_heads(shapes) == heads

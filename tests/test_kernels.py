@@ -196,3 +196,42 @@ class TestLinear:
         del layer
         gc.collect()
         assert len(kernels.PACKED) == held
+
+
+class TestOddUses:
+    """Of layers that go through oneDNN, which by itself knows none of this."""
+
+    def test_gradients_of_gradients_are_those_of_a_plain_layer(self):
+        ours, plain = Linear(6, 4), torch.nn.Linear(6, 4)
+        plain.load_state_dict(ours.state_dict())
+
+        def penalised(layer: torch.nn.Linear) -> list[torch.Tensor]:
+            tokens = drawn(5, 6).requires_grad_()
+            (slope,) = torch.autograd.grad(layer(tokens).square().sum(), tokens, create_graph=True)
+            return list(torch.autograd.grad(slope.square().sum(), list(layer.parameters())))
+
+        for a, b in zip(penalised(ours), penalised(plain), strict=True):
+            torch.testing.assert_close(a, b)
+
+    @pytest.mark.parametrize("rows", range(8))
+    @pytest.mark.parametrize(("outputs", "inputs"), [(8, 8), (8, 24), (24, 8), (7, 5)])
+    def test_a_change_of_any_row_or_column_is_noticed_that_counts_as_no_version(self, outputs, inputs, rows):
+        layer, tokens = Linear(inputs, outputs), drawn(5, inputs)
+        with torch.inference_mode():
+            layer(tokens)
+        layer.weight.detach().numpy()[:, rows % inputs] += 1
+        with torch.inference_mode():
+            torch.testing.assert_close(layer(tokens), torch.nn.functional.linear(tokens, layer.weight, layer.bias))
+        layer.weight.detach().numpy()[rows % outputs] += 1
+        with torch.inference_mode():
+            torch.testing.assert_close(layer(tokens), torch.nn.functional.linear(tokens, layer.weight, layer.bias))
+
+    @pytest.mark.parametrize("shape", [(0, 6), (2, 0, 6), (6,)])
+    @pytest.mark.parametrize("training", [True, False])
+    def test_empty_batches_and_single_rows_are_taken(self, shape, training):
+        with torch.inference_mode(not training):
+            assert Linear(6, 4)(torch.zeros(shape)).shape == (*shape[:-1], 4)
+
+    def test_a_width_that_does_not_fit_is_explained_by_its_shapes(self):
+        with pytest.raises(RuntimeError, match="shapes"):
+            Linear(6, 4)(torch.zeros(3, 5))

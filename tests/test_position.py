@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_models import POSITIONS, PREFIXES, pictures, tiny_config, tiny_model
+from torch._subclasses import FakeTensorMode
 
 from vitreous.errors import InputError
 from vitreous.model.position import PositionEmbedding, fixed_table, kept_table, resample, sincos2d, sinusoid
+from vitreous.model.vit import build
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -287,3 +289,11 @@ class TestPrefix:
         assert (added[:, 5:].abs().amax(-1) > 0.01).all()
         if position in ("learned", "sinusoid"):
             assert (added[:, :2].abs().amax(-1) > 0.01).all()
+
+
+def test_a_pass_with_stand_ins_for_tensors_leaves_no_trace():
+    config = tiny_config("patch", position="sincos2d", image_size=(12, 56))
+    for _ in range(2):
+        with FakeTensorMode():
+            build(config)(torch.empty(1, 3, 12, 56))
+        build(config)(torch.zeros(1, 3, 12, 56))

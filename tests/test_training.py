@@ -410,6 +410,20 @@ class TestInit:
         vitreous.train(resume=run)
         assert_same_run(run, whole)
 
+    def test_pixels_are_normalised_as_they_were_and_pictures_take_the_area_the_model_is_made_for(self, first, tmp_path):
+        data = tmp_path / "data"
+        for name in ("bright", "dark"):
+            (data / name).mkdir(parents=True)
+            for i in range(8):
+                pixels = np.full((9, 9, 3), 200 if name == "bright" else 20, np.uint8) + np.uint8(i)
+                Image.fromarray(pixels).save(data / name / f"{i}.png")
+        options = {name: value for name, value in TUNE.items() if name != "size"}
+        run = vitreous.train(data, out=tmp_path / "run", init=first, **{**options, "epochs": 1})
+        old, new = json_of(first, "config.json"), json_of(run, "config.json")
+        assert (new["input"]["mean"], new["input"]["std"]) == (old["input"]["mean"], old["input"]["std"])
+        made_for, taken = old["model"]["image_size"], new["input"]["sizes"][0]
+        assert 0.7 < np.prod(taken) / np.prod(made_for) < 1.4
+
     def test_a_model_of_ones_own_beside_init_is_refused_and_nothing_is_left(self, shapes, first, tmp_path):
         with pytest.raises(InputError, match="--init brings its own model"):
             vitreous.train(shapes, out=tmp_path / "run", init=first, **{**SHORT, "model": "vit_ti_8"})

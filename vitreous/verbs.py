@@ -232,6 +232,7 @@ def import_checkpoint(
     image_size: tuple[int, int] | None = None,
     outputs: int | None = None,
     channels: int | None = None,
+    hint: tuple[str, ...] = (),
     json: Json = False,
 ) -> int:
     """Makes a run directory of a classifier's weights: timm, DeiT, DINOv2, transformers, torchvision, Google, T2T-ViT.
@@ -246,12 +247,13 @@ def import_checkpoint(
         image_size: Height and width, for a position table that is not square; another size resamples the table.
         outputs: A fresh head with so many.
         channels: Adapt the first layer to so many.
+        hint: What else shapes do not tell, as fields of ModelConfig: kernels=31,3,3 norm_eps=1e-5 value_skip=true.
     """
     from vitreous.infer.importing import import_run
 
     journal = Journal(stderr=json)
     given = {"heads": heads, "image_size": image_size, "outputs": outputs, "channels": channels}
-    hints = {name: value for name, value in given.items() if value is not None}
+    hints = {name: value for name, value in given.items() if value is not None} | dict(map(_hint, hint))
     lines = [line.strip() for line in names.read_text("utf-8").splitlines() if line.strip()] if names else ()
     run = import_run(checkpoint, out, names=lines, mean=mean, std=std, format=format, say=journal.say, **hints)
     if json:
@@ -260,6 +262,21 @@ def import_checkpoint(
         journal.say(f"run: {run}")
         journal.say(f"next: vitreous predict {run} PICTURES…")
     return 0
+
+
+def _hint(text: str) -> tuple[str, Any]:
+    """ "kernels=31,3,3" -> ("kernels", (31, 3, 3))."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise InputError(f"--hint {text}: expected NAME=VALUE, such as norm_eps=1e-5")
+
+    def plain(part: str) -> Any:
+        try:
+            return jsonlib.loads(part)
+        except ValueError:
+            return part
+
+    return name, tuple(plain(part) for part in value.split(",") if part) if "," in value else plain(value)
 
 
 def models(*, size: str = "224", channels: int = 3, outputs: int = 1000, json: Json = False) -> int:

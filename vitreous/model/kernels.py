@@ -1,10 +1,13 @@
 """How attention and linear layers are computed: which kernel, by shape, device and mode. All give the same answer."""
 
+import functools
+import math
 import platform
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.weak import WeakTensorKeyDictionary
 
 PLAIN_LENGTH = 512  # tokens up to which the scores of all rows fit in the cache
@@ -27,7 +30,8 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor, activation: str = "none") -> Tensor:
         """(…, inputs) -> (…, outputs); `activation` is "none" or "gelu", of the outputs."""
-        dtype = onednn_type(input)
+        odd = input.ndim < 2 or not input.numel() or input.shape[-1] != self.in_features  # PyTorch's takes or explains
+        dtype = None if odd else onednn_type(input)
         if dtype and not torch.is_grad_enabled():
             bias = None if self.bias is None else self.bias.to(dtype)
             return product(input.to(dtype).contiguous(), packed(self.weight, dtype), bias, activation)
@@ -53,6 +57,8 @@ class OneDNNLinear(torch.autograd.Function):
         out, (tokens, weight) = gradients[0].contiguous(), ctx.saved_tensors
         of_tokens, of_weight, of_bias = ctx.needs_input_grad
         rows, inputs = out.flatten(0, -2), tokens.flatten(0, -2)
+        if torch.is_grad_enabled():  # gradients of the gradients are asked for, which oneDNN's product has not
+            return out @ weight, rows.T @ inputs, rows.sum(0) if of_bias else None
         return (
             product(out, weight.T) if of_tokens else None,
             product(rows.T, inputs.T) if of_weight else None,
@@ -86,13 +92,19 @@ def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight as oneDNN's products like it best, kept until the weight changes."""
     if weight.is_inference():
         return weight.to(dtype)
-    sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)]  # fused optimizers count no version
+    sample = weight.detach().flatten()[:: _sampling(*weight.shape)]  # fused optimizers count no version
     state = weight._version, weight.data_ptr(), dtype
     known = PACKED.get(weight)
     if known is None or known[0] != state or not torch.equal(known[1], sample):
         packing = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype))
         known = PACKED[weight] = state, sample.clone(), packing
     return known[2]
+
+
+@functools.cache
+def _sampling(rows: int, columns: int) -> int:
+    """The largest stride by which a matrix, read flat, is met in every row and in every column."""
+    return next(stride for stride in range(min(rows, columns), 0, -1) if math.gcd(stride, columns) == 1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
@@ -116,7 +128,7 @@ def attention_kernel(q: Tensor, bias: Tensor | None = None) -> str:
 
     On a CPU the fused kernel trains slowly, and in bf16 it is no faster than in fp32.
     """
-    if q.device.type != "cpu" or torch.compiler.is_compiling():
+    if q.device.type != "cpu" or torch.compiler.is_compiling() or not q.numel():
         return "fused"
     bf16, training = q.dtype == torch.bfloat16, torch.is_grad_enabled() and q.requires_grad
     if q.shape[2] <= PLAIN_LENGTH:
@@ -161,7 +173,8 @@ class BlockAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The gradients of q, k and v."""
         q, k, v = ctx.saved_tensors
         q_grad, k_grad, v_grad = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))

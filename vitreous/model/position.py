@@ -95,7 +95,7 @@ def kept_table(config: ModelConfig, grid: Grid) -> Tensor:
 
 def table_on(config: ModelConfig, grid: Grid, like: Tensor) -> Tensor:
     """The fixed table of a grid, on the device and in the type of the tokens."""
-    tracing = torch.compiler.is_compiling()  # then tensors are stand-ins, which must not be kept
+    tracing = torch.compiler.is_compiling() or type(like) is not Tensor  # then tensors are stand-ins, not to be kept
     return (fixed_table if tracing else kept_table)(config, grid).to(like)
 
 

@@ -22,6 +22,7 @@ from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig, split_stride
 from vitreous.model.formats import TABLE, Format, Tensors, recognise, translate
 from vitreous.model.position import Grid, resample, sinusoid
+from vitreous.model.presets import PRESETS
 from vitreous.model.vit import VisionTransformer
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys under which checkpoints keep their weights
@@ -152,6 +153,16 @@ def _open(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def usual_heads(fields: dict[str, Any]) -> int:
+    """Those of the preset with these shapes, else one for 64 columns."""
+    told = ("tokenizer", "width", "depth", "ablation")
+    default = ModelConfig()
+    for config in PRESETS.values():
+        if all(getattr(config, name) == fields.get(name, getattr(default, name)) for name in told):
+            return config.heads
+    return max(1, fields["width"] // 64)
+
+
 def _first_line(fault: Exception) -> str:
     return (str(fault).strip() or type(fault).__name__).splitlines()[0]
 
@@ -212,7 +223,7 @@ def _derive(
         for name in [name for name in named if LAST_LAYER.fullmatch(name)]:
             del named[name]
     if "heads" not in hints and "heads" not in fields:
-        fields["heads"] = max(1, width // 64)
+        fields["heads"] = usual_heads(fields)
         say(f"heads: assumed {fields['heads']}, for a head width of {width // fields['heads']}; heads=N says otherwise")
     if "norm_eps" not in hints:
         say(f"norm_eps: {fields['norm_eps']:g}, as {kind.name} has it")

@@ -136,7 +136,9 @@ def keep_to_budget(learner: Learner, order: Order, since: Mark, run: RunDir, jou
     at, plan = learner.progress, learner.plan
     if not plan.budget or at.step <= plan.points[-1][0] or plan.done(at.step) > LAST_RETIMED:
         return plan
-    slower = (at.seconds - since.seconds) / plan.predicted(since.step, at.step, rows=1)
+    # Half of it the pace since the last row, half that of the whole run: a passing stall does not end a run.
+    lately = (at.seconds - since.seconds) / plan.predicted(since.step, at.step, rows=1)
+    slower = (lately + at.seconds / plan.predicted(0, at.step, rows=order.epochs_at(at.step) / plan.row_every)) / 2
     new = plan.retimed(at.step, at.seconds, slower, order.steps_before(plan.row_every))
     if abs(new.steps - plan.steps) < MOVED * (plan.steps - at.step):
         return plan

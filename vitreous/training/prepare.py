@@ -1,12 +1,14 @@
 """Data to a Job: all that a run trains on, checked before the first step."""
 
 import dataclasses
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+from torch import Tensor
 
 from vitreous.data.decode import Facts
 from vitreous.data.doctor import Scan, fast_findings, scan
@@ -60,10 +62,26 @@ class Survey:
         return dataclasses.replace(self, source=source, found=found, split=split)
 
 
-def prepare(data: str, config: TrainConfig, journal: Journal, origin: ModelConfig | None = None) -> Job:
+@dataclass(frozen=True)
+class Origin:
+    """A model that was trained before, its weights, and how its pixels are normalised, where that is known."""
+
+    model: ModelConfig
+    weights: dict[str, Tensor]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    @property
+    def size(self) -> str:
+        """The side of a square of the area that it is made for."""
+        return str(round(math.prod(self.model.image_size) ** 0.5))
+
+
+def prepare(data: str, config: TrainConfig, journal: Journal, origin: Origin | None = None) -> Job:
     """Opens and examines the data, splits it, chooses sizes and model, decodes every picture once.
 
-    With `origin`, the config of a model that was trained before, that model is taken.
+    With `origin`, a model that was trained before, that model is taken, and pixels are normalised as they were for it;
+    without a size of their own, pictures take about the area that it is made for.
     Raises `InputError` for whatever would make the training wrong, with the files' names.
     """
     source = open_source(data, target=config.target, path_column=config.path_column, group=config.group)
@@ -88,11 +106,11 @@ def prepare(data: str, config: TrainConfig, journal: Journal, origin: ModelConfi
     used = np.flatnonzero(splits != "test")
     facts = _facts(found, used)
     shapes = [(fact.height, fact.width) for fact in facts]
-    model = origin or choose_model(config, shapes)
+    model = origin.model if origin else choose_model(config, shapes)
     spec = infer_spec(
         facts,
         [source.names[i] for i in used],
-        size=config.size,
+        size=origin.size if origin and config.size == "auto" else config.size,
         stride=model.stride,
         channels=config.channels,
         depth=config.depth,
@@ -110,7 +128,7 @@ def prepare(data: str, config: TrainConfig, journal: Journal, origin: ModelConfi
         journal.say(f"{fault}\n--skip-bad: they are left out")
         keep = sorted(set(range(len(source))) - {int(used[i]) for i in fault.numbers})
         job = _job(survey.only(keep), config, journal)
-    return _completed(job, made_for=origin.image_size if origin else job.main_size)
+    return _completed(job, origin)
 
 
 def prepare_again(run: RunDir, journal: Journal, data: str | Path | None = None) -> Job:
@@ -160,12 +178,16 @@ def _job(survey: Survey, config: TrainConfig, journal: Journal) -> Job:
     )
 
 
-def _completed(job: Job, made_for: Size) -> Job:
+def _completed(job: Job, origin: Origin | None) -> Job:
     """The job with what its pixels tell: mean and deviation, and the model's sizes.
 
-    A model that was trained before stays made for its own size: its positions mean what they meant.
+    A model that was trained before stays made for its own size, and its pixels are normalised as they were: positions
+    and features mean what they meant.
     """
+    made_for = origin.model.image_size if origin else job.main_size
     mean, std = job.store.statistics(job.training)
+    if origin and len(origin.mean) == len(mean):
+        mean, std = origin.mean, origin.std
     job.store.spec = dataclasses.replace(job.spec, mean=mean, std=std)
     model = dataclasses.replace(job.model, image_size=made_for, channels=job.spec.channels, outputs=job.task.outputs)
     return dataclasses.replace(job, spec=job.store.spec, model=model)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vitreous.calibration import Calibration, headline, summarise
 from vitreous.data.batches import coarser
+from vitreous.data.preprocess import InputSpec
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
@@ -20,7 +20,7 @@ from vitreous.training import figures, gallery
 from vitreous.training.journal import Journal, clock
 from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
 from vitreous.training.planner import make_plan
-from vitreous.training.prepare import Job, prepare, prepare_again
+from vitreous.training.prepare import Job, Origin, prepare, prepare_again
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads
 
 
@@ -52,10 +52,10 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
     RunDir.check_free(out if out is not None else Path("runs") / "new")
     origin = read_origin(config.init, journal) if config.init is not None else None
     device = choose_device(config.device)
-    job = prepare(str(data), config, journal, origin[0] if origin else None)
+    job = prepare(str(data), config, journal, origin)
     model = build(job.model, config.seed)
     if origin:
-        fresh = adapt(model, origin[1], origin[0])
+        fresh = adapt(model, origin.weights, origin.model)
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     plan = make_plan(job, config, model, device)
     _tell(model, job, plan, journal)
@@ -143,13 +143,15 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
     )
 
 
-def read_origin(init: str | Path, journal: Journal) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The model to start from, and its weights: a run directory's, or another project's checkpoint."""
+def read_origin(init: str | Path, journal: Journal) -> Origin:
+    """The model to start from: a run directory's, or another project's checkpoint."""
     if (Path(init) / "split.csv").exists() or not Path(init).exists():
         run = RunDir.open(init)
-        return ModelConfig.from_json(run.config()["model"]), run.read_weights()
+        values = run.config()
+        spec = InputSpec.from_json(values["input"])
+        return Origin(ModelConfig.from_json(values["model"]), run.read_weights(), spec.mean, spec.std)
     model = import_weights(init, say=journal.say, outputs=1)  # the head is made anew all the same
-    return model.config, model.state_dict()
+    return Origin(model.config, model.state_dict())
 
 
 def _description(config: TrainConfig, job: Job) -> dict[str, Any]:
