@@ -83,6 +83,7 @@ def make_trainee(folder: Path, options: argparse.Namespace) -> Trainee:
     """All that `vitreous train` makes before its first step, of pictures that are drawn into the folder."""
     draw_pictures(folder / "pictures")
     config = TrainConfig(
+        coarse=0.0,  # whole pictures alone
         model="vit_s_16",
         size=f"{SIDE}x{SIDE}",
         epochs=1,
