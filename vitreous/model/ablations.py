@@ -27,8 +27,11 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        gates = F.sigmoid(self.excite(F.relu(self.squeeze(tokens.mean(1, keepdim=True)))))  # (B, 1, D)
-        return tokens * gates
+        return tokens * self.gates(tokens)
+
+    def gates(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, 1, D), each within 0 and 1."""
+        return F.sigmoid(self.excite(F.relu(self.squeeze(tokens.mean(1, keepdim=True)))))
 
 
 class GhostAttention(nn.Module):
@@ -45,10 +48,15 @@ class GhostAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
+        q, k, v = self.split(tokens)
+        return self.projection(attend(q, k, v, self.scale).transpose(1, 2).flatten(2))
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) -> queries, keys and values of each head, (B, heads, N, D/heads)."""
         half = self.qkv(tokens).unflatten(-1, (3, -1))  # (B, N, 3, D/2)
         whole = torch.cat((half, half * self.cheap), -1)
-        q, k, v = whole.unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D/heads)
-        return self.projection(attend(q, k, v, self.scale).transpose(1, 2).flatten(2))
+        q, k, v = whole.unflatten(-1, (self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
 
 
 class GhostMLP(nn.Module):

@@ -52,13 +52,18 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, relation: Relation = Relation()) -> Tensor:  # noqa: B008
         """(B, N, inputs) -> (B, N, width)."""
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D/heads)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if relation.rotation is not None:
-            q, k = rotate(q, relation.rotation), rotate(k, relation.rotation)
+        q, k, v = self.split(tokens, relation)
         joined = attend(q, k, v, self.scale, relation.bias).transpose(1, 2).flatten(2)  # (B, N, D)
         out = self.projection(joined)
         return v.transpose(1, 2).flatten(2) + out if self.value_skip else out
+
+    def split(self, tokens: Tensor, relation: Relation) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, inputs) -> queries, keys and values of each head, (B, heads, N, D/heads)."""
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if relation.rotation is not None:
+            q, k = rotate(q, relation.rotation), rotate(k, relation.rotation)
+        return q, k, v
 
 
 class MLP(nn.Module):

@@ -26,11 +26,15 @@ class AttentionPool(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, D)."""
-        q = self.q(self.query).expand(tokens.shape[0], -1, -1)
-        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, 1, D/heads)
-        k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D/heads)
+        q, k, v = self.split(tokens)
         pooled = self.projection(attend(q, k, v, self.scale).transpose(1, 2).flatten(2)).squeeze(1)  # (B, D)
         return pooled + self.mlp(self.mlp_norm(pooled))
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, D) -> the query, (B, heads, 1, D/heads), and keys and values of each head, (B, heads, N, D/heads)."""
+        q = self.q(self.query).expand(tokens.shape[0], -1, -1)
+        k, v = self.kv(tokens).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q.unflatten(-1, (self.heads, -1)).transpose(1, 2), k, v
 
 
 class Pool(nn.Module):

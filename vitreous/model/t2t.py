@@ -68,12 +68,16 @@ class TokenPerformer(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, inputs) -> (B, N, token width)."""
-        k, q, v = self.kqv(self.attention_norm(tokens)).chunk(3, -1)  # (B, N, width)
-        k, q = self.features(k), self.features(q)  # (B, N, m)
+        q, k, v = self.split(self.attention_norm(tokens))
         total = q @ k.sum(1)[..., None]  # (B, N, 1)
         joined = q @ (k.mT @ v) / (total + 1e-8)  # (B, N, width)
         tokens = v + self.projection(joined)
         return tokens + self.mlp(self.mlp_norm(tokens))
+
+    def split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, inputs) -> φ of the queries and of the keys, (B, N, m), and values (B, N, width)."""
+        k, q, v = self.kqv(tokens).chunk(3, -1)
+        return self.features(q), self.features(k), v
 
     def features(self, x: Tensor) -> Tensor:
         """(B, N, width) -> φ(x), (B, N, m)."""

@@ -44,7 +44,10 @@ class VisionTransformer(nn.Module):
 
         Raises `InputError` for a number of channels or a size that the model was not made for.
         """
-        tokens = self.encode(pixels)
+        return self.read(self.encode(pixels))
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, prefix + N, D) as they leave a block -> what the head reads."""
         return self.norm(self.pool(tokens)) if self.config.norm_after_pool else self.pool(self.norm(tokens))
 
     def encode(self, pixels: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
 
 PATIENCE = 5  # updates in a row that may be refused before training goes back to the last checkpoint
+LOOKS = 10  # times that a run of minutes is timed beside its rows of metrics
 RETREATS = 5  # times that it goes back, each at half the learning rate, before it gives up
 MOVED = 0.03  # share of the steps that are left, by which the end must move for a new plan
 LAST_RETIMED = 0.9  # share of a run after which its plan stays as it is
@@ -81,7 +82,7 @@ class Learner:
 
 def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal) -> nn.Module:
     """Trains to the plan's last step, from the newest checkpoint of the run where there is one. A run of minutes is
-    timed at each row of metrics, and its last step moved.
+    timed now and then, and its last step moved.
 
     Returns the moving average of the weights. An update that is not finite is not made; after five in a row training
     goes back to the last checkpoint at half the learning rate. Raises `InputError` where that does not help.
@@ -123,21 +124,24 @@ def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Jo
                 if (due or at.step == plan.steps) and not at.refused:
                     run.save(learner.checkpoint())
                 bar(at.step)
-                if at.step in rows:
-                    learner.plan = keep_to_budget(learner, order, since, run, journal)
+                if at.step in rows or at.step % math.ceil(plan.steps / LOOKS) == 0:
+                    learner.plan = keep_to_budget(learner, order, since, at.step in rows, run, journal)
                     if learner.plan is not plan:
                         break
                     since = Mark(at.step, at.seconds)
     return learner.average.module
 
 
-def keep_to_budget(learner: Learner, order: Order, since: Mark, run: RunDir, journal: Journal) -> Plan:
-    """The plan, or where its end has moved away from the budget a new one, which is written before it is used."""
+def keep_to_budget(learner: Learner, order: Order, since: Mark, row: bool, run: RunDir, journal: Journal) -> Plan:
+    """The plan, or where its end has moved away from the budget a new one, which is written before it is used.
+
+    `since`: when it was last looked at; `row`: whether a row of metrics was made now.
+    """
     at, plan = learner.progress, learner.plan
     if not plan.budget or at.step <= plan.points[-1][0] or plan.done(at.step) > LAST_RETIMED:
         return plan
     # Half of it the pace since the last row, half that of the whole run: a passing stall does not end a run.
-    lately = (at.seconds - since.seconds) / plan.predicted(since.step, at.step, rows=1)
+    lately = (at.seconds - since.seconds) / plan.predicted(since.step, at.step, rows=row)
     slower = (lately + at.seconds / plan.predicted(0, at.step, rows=order.epochs_at(at.step) / plan.row_every)) / 2
     new = plan.retimed(at.step, at.seconds, slower, order.steps_before(plan.row_every))
     if abs(new.steps - plan.steps) < MOVED * (plan.steps - at.step):

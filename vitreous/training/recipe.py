@@ -53,7 +53,7 @@ class TrainConfig:
     # Passes over the training pictures
     epochs: int | None = None
     # Wall-clock budget; 10 where neither --epochs nor --minutes is given. The steps are planned by
-    # timing the first ones, and again at each row of metrics
+    # timing the first ones, and again now and then
     minutes: float | None = None
     # Every random choice follows from it
     seed: int = 0
@@ -219,7 +219,7 @@ class Pace:
 class Plan:
     """What a run follows: with the same plan, machine and library versions it gives the same bits.
 
-    A run of minutes is timed at each row of metrics. Where its end has moved, the plan gets another point, and is
+    A run of minutes is timed now and then. Where its end has moved, the plan gets another point, and is
     written before it is used: all that was done before stays as it was.
     """
 
