@@ -11,6 +11,18 @@ DEMO ?= runs/demo
 # `make bench CIFAR10=train.tar` also measures the input pipeline: a tar of class folders of 32×32 pictures.
 CIFAR10 ?=
 
+# What the tests of the pages need: Debian's Chromium where apt can get it; without any browser they are skipped.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+define GET_BROWSER
+for name in $(BROWSERS); do command -v $$name > /dev/null && exit 0; done
+if command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then
+	(apt-get -o Acquire::http::Timeout=20 update && apt-get install -y --no-install-recommends chromium) \
+		> /dev/null 2>&1 && exit 0
+fi
+echo "no Chromium could be had: the tests of the pages are skipped"
+endef
+export GET_BROWSER
+
 .PHONY: help demo test lint format bench clean
 
 help:  ## this list
@@ -48,6 +60,7 @@ endef
 export HELD_OUT_DIGITS
 
 test: $(INSTALLED)  ## the tests
+	@sh -c "$$GET_BROWSER"
 	$(BIN)/pytest
 
 lint: $(INSTALLED)  ## ruff, pyright and the import contract

@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from vitreous.data.doctor import check_data as check
     from vitreous.errors import InputError
     from vitreous.infer.predictor import Evaluation, Prediction, Predictor, evaluate, load
+    from vitreous.insight.explain import Explanation, explain
+    from vitreous.insight.trace import Trace, trace
     from vitreous.model.config import ModelConfig
     from vitreous.model.presets import PRESETS
     from vitreous.model.vit import VisionTransformer, create
@@ -15,32 +17,40 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Evaluation": "infer.predictor",
+    "Explanation": "insight.explain",
     "InputError": "errors",
     "ModelConfig": "model.config",
     "PRESETS": "model.presets",
     "Prediction": "infer.predictor",
     "Predictor": "infer.predictor",
+    "Trace": "insight.trace",
     "VisionTransformer": "model.vit",
     "check": "data.doctor:check_data",
     "create": "model.vit",
     "evaluate": "infer.predictor",
+    "explain": "insight.explain",
     "import_weights": "model.weights",
     "load": "infer.predictor",
+    "trace": "insight.trace",
     "train": "training.train",
 }
 __all__ = [
     "PRESETS",
     "Evaluation",
+    "Explanation",
     "InputError",
     "ModelConfig",
     "Prediction",
     "Predictor",
+    "Trace",
     "VisionTransformer",
     "check",
     "create",
     "evaluate",
+    "explain",
     "import_weights",
     "load",
+    "trace",
     "train",
 ]
 

@@ -22,6 +22,7 @@ VERBS = (
     Verb("train", "DATA", "train a Vision Transformer on your pictures; --resume RUN goes on with one"),
     Verb("eval", "RUN DATA", "measure a trained model"),
     Verb("predict", "RUN PICTURES…", "ask a trained model about pictures or folders of them"),
+    Verb("explain", "RUN PICTURES…", "show how a model came to its answers, and how far to believe it"),
     Verb("import", "CHECKPOINT --out RUN", "make a run directory of another project's weights"),
     Verb("models", "", "list the models, with parameters, work and tokens"),
 )

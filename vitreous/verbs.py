@@ -219,6 +219,51 @@ def predict(
     return 0
 
 
+def explain(
+    run: Run,
+    pictures: Annotated[Positional[tuple[str, ...]], arg(help="Files, and folders of them.", metavar="PICTURES…")],
+    /,
+    *,
+    out: Path = Path("why.html"),
+    target: str | None = None,
+    methods: tuple[str, ...] = (),
+    device: str = "auto",
+    json: Json = False,
+) -> int:
+    """Shows how a model came to its answers: one page with attention, attributions and how far to believe them.
+
+    The page opens in a browser without a network: what each patch attends to, which parts the answer rests on by
+    several methods, each with its faithfulness beside a random map's, the answer block by block, and its parts.
+
+    Args:
+        out: The page to write.
+        target: The class, label or number to explain; default: each picture's most probable, or the first number.
+        methods: Attributions to show; default: those that fared best, and the usual ones beside them.
+        device: auto is a GPU where there is one.
+    """
+    from vitreous.infer.predictor import load
+    from vitreous.insight.explain import SHOWN, explain
+
+    if not pictures:
+        raise InputError("expected pictures, or folders of them")
+    _check_page(out)
+    journal = Journal(stderr=json)
+    with journal.bar("explaining", 1) as progress:
+        found = explain(load(run, device), pictures, target=target, methods=methods or SHOWN, progress=progress)
+    found.save(out)
+    for picture in found.pictures:
+        best = max(picture.attributions, key=lambda name: float(picture.faithfulness[name].score))
+        journal.say(
+            f"{_line(picture.prediction, 1)}   {best.replace('_', ' ')}: faithfulness "
+            f"{float(picture.faithfulness[best].score):.2f}, a random map "
+            f"{float(picture.faithfulness['random'].score):.2f}"
+        )
+    journal.say(f"page: {out}")
+    if json:
+        _print_json({"page": str(out), "pictures": [picture.summary() for picture in found.pictures]})
+    return 0
+
+
 def import_checkpoint(
     checkpoint: Annotated[Positional[Path], arg(help="A file, or a folder of transformers.", metavar="CHECKPOINT")],
     /,
@@ -351,6 +396,13 @@ def _line(prediction: Any, top: int) -> str:
     return f"{prediction.picture}   {', '.join(parts)}"
 
 
+def _check_page(path: Path) -> None:
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--out {path}: expected a name that ends in .html")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--out {path}: there is no folder {path.parent}")
+
+
 def _print_json(values: Any):
     print(jsonlib.dumps(values, ensure_ascii=False))
     sys.stdout.flush()
@@ -361,6 +413,7 @@ FUNCTIONS = {
     "train": train,
     "eval": evaluate,
     "predict": predict,
+    "explain": explain,
     "import": import_checkpoint,
     "models": models,
 }

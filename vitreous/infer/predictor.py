@@ -89,7 +89,7 @@ class Predictor:
         """Answers to the pictures of a source as they come, in their order; memory stays bounded."""
         for numbers, answers, faults in self.answers(source):
             for number, answer in zip(numbers, answers, strict=True):
-                yield self._prediction(source.names[number], answer, faults.get(number, ""))
+                yield self.prediction(source.names[number], answer, faults.get(number, ""))
 
     def answers(self, source: Source) -> Iterator[tuple[list[int], np.ndarray, dict[int, str]]]:
         """Window by window: numbers of pictures, answers (n, outputs), NaN where there is a fault, and the faults."""
@@ -110,8 +110,11 @@ class Predictor:
     def outputs(self, pixels: Tensor) -> np.ndarray:
         """Pixels (B, H, W, C) as `InputSpec.read` makes them -> the model's raw outputs (B, outputs)."""
         with torch.inference_mode():
-            normalised = self.spec.normalise(pixels.permute(0, 3, 1, 2).to(self.device))
-            return self.model(normalised).float().cpu().numpy()
+            return self.model(self.normalised(pixels)).float().cpu().numpy()
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, H, W, C) as `InputSpec.read` makes them -> what the model takes, (B, C, H, W) on its device."""
+        return self.spec.normalise(pixels.permute(0, 3, 1, 2).to(self.device))
 
     def _answer_window(
         self, window: list[tuple[int, tuple[int, np.ndarray] | str]]
@@ -129,7 +132,8 @@ class Predictor:
         faults = {number: picture for number, picture in window if isinstance(picture, str)}
         return [number for number, _ in window], answers, faults
 
-    def _prediction(self, name: str, answer: np.ndarray, error: str) -> Prediction:
+    def prediction(self, name: str, answer: np.ndarray, error: str = "") -> Prediction:
+        """What the calibrated answer (outputs,) to a picture says."""
         kind, names = self.task.kind, self.task.names
         if error:
             return Prediction(name, kind, error=error)

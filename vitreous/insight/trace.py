@@ -257,25 +257,29 @@ def attention_weights(
         bias = None if bias is None else bias[:, list(rows)]
     B, heads, M, _ = q.shape
     N = k.shape[2]
+    performer = isinstance(block, TokenPerformer)
+    total = k.sum(2, keepdim=True).mT if performer else None  # (B, 1, m, 1)
+
+    def weigh(part: slice) -> Tensor:  # (B, heads, rows of the part, T)
+        if total is not None:
+            return q[:, :, part] @ k.mT / (q[:, :, part] @ total + 1e-8)
+        scores = q[:, :, part] * block.attention.scale @ k.mT
+        return (scores if bias is None else scores + bias[:, part]).softmax(-1)
+
+    step = max(1, BLOCK_SCORES // (B * heads * N))
+    parts = [slice(start, start + step) for start in range(0, M, step)]
+    if cells is None and len(parts) == 1:
+        return weigh(parts[0])
     size = N if cells is None else int(cells.max()) + 1
     found = q.new_zeros(B, heads, M if cells is None else size, size)
-    performer = isinstance(block, TokenPerformer)
-    scale, total = 1.0 if performer else block.attention.scale, k.sum(2, keepdim=True)
-    step = max(1, BLOCK_SCORES // (B * heads * N))
-    for start in range(0, M, step):
-        part = slice(start, start + step)
-        scores = q[:, :, part] @ k.mT  # (B, heads, step, T)
-        if performer:
-            weights = scores / (q[:, :, part] @ total.mT + 1e-8)
-        else:
-            scores *= scale
-            weights = (scores if bias is None else scores + bias[:, part]).softmax(-1)
+    for part in parts:
+        weights = weigh(part)
         if cells is None:
             found[:, :, part] = weights
-        else:
-            share = 1 / torch.bincount(cells)[cells[part]].to(weights)
-            keys = weights.new_zeros(*weights.shape[:3], size).index_add_(3, cells, weights)
-            found.index_add_(2, cells[part], keys * share[:, None])
+            continue
+        share = 1 / torch.bincount(cells)[cells[part]].to(weights)
+        keys = weights.new_zeros(*weights.shape[:3], size).index_add_(3, cells, weights)
+        found.index_add_(2, cells[part], keys * share[:, None])
     return found
 
 

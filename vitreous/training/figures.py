@@ -255,7 +255,7 @@ def pictures(
     of four or more the first three. `colours` are the captions'.
     """
     columns = max(1, min(columns, len(images)))
-    extent = _range(images)
+    extent = visible_range(images)
     width, gap, line, size = 1.4, 0.14, 0.15, 8.0  # inches, and points
     fits = int(width * 72 / (0.56 * size))
     texts = ["\n".join(_short(part, fits) for part in caption.split("\n")[:3]) for caption in captions]
@@ -276,7 +276,7 @@ def pictures(
                 left = (place - start) * (width + gap)
                 box = (left / page_width, floor / page_height, width / page_width, height / page_height)
                 axes = figure.add_axes(box, anchor="S", frameon=False, xticks=[], yticks=[])
-                pixels = _shown(images[place], round(4 * width * DPI), extent)
+                pixels = as_shown(images[place], round(4 * width * DPI), extent)
                 enlarged = max(pixels.shape[0] / height, pixels.shape[1] / width) < DPI
                 axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if enlarged else "hanning")
                 axes.annotate(
@@ -365,7 +365,7 @@ def _with_unit(value: float, unit: str) -> str:
     return f"{value:.3g} {unit}".rstrip()
 
 
-def _range(images: Sequence[np.ndarray]) -> tuple[float, float]:
+def visible_range(images: Sequence[np.ndarray]) -> tuple[float, float]:
     """The 1st and 99th percentile of the finite numbers of all pictures."""
     values = np.concatenate([np.asarray(image).ravel()[:: max(1, image.size // 10_000)] for image in images] or [[0.0]])
     known = values[np.isfinite(values)]
@@ -373,7 +373,7 @@ def _range(images: Sequence[np.ndarray]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _shown(image: np.ndarray, most: int, extent: tuple[float, float]) -> np.ndarray:
+def as_shown(image: np.ndarray, most: int, extent: tuple[float, float]) -> np.ndarray:
     """The picture as uint8, (h, w) or (h, w, 3), thinned to at most about `most` pixels a side."""
     image = np.asarray(image)
     image = image[..., None] if image.ndim == 2 else image

@@ -21,7 +21,7 @@ from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.rundir import RunDir, SplitRow
 from vitreous.training.journal import Journal
-from vitreous.training.recipe import TrainConfig, choose_model, choose_threads
+from vitreous.training.recipe import TrainConfig, choose_model, choose_threads, choose_validation
 
 SHRINK_WORTH_A_WORD = 4.0
 
@@ -97,7 +97,7 @@ def prepare(data: str, config: TrainConfig, journal: Journal, origin: Origin | N
         source.groups,
         found.digests,
         config.seed,
-        config.validation,
+        config.validation or choose_validation(int(np.isin(source.splits, ("", "train")).sum())),
         task.names if task.kind == "classification" else (),
     )
     _tell_findings(dataclasses.replace(source, splits=splits), found, config, journal)

@@ -17,6 +17,7 @@ from vitreous.model.config import ModelConfig
 from vitreous.model.presets import PRESETS, preset
 
 LAST_ROWS = 2.0  # the last evaluation, in fp32, takes as long as so many rows of metrics
+VALIDATION, MOST_VALIDATION = 0.15, 5_000  # share of the training pictures that is held out, and pictures at most
 DEFAULT_MINUTES = 10.0  # where neither epochs nor minutes are given
 
 
@@ -66,8 +67,9 @@ class TrainConfig:
     path_column: str | None = None
     # Column whose equal values (a patient, an object, a video) never stand on both sides of the split
     group: str | None = None
-    # Share of the training pictures held out, where the data brings no validation split
-    validation: float = 0.15
+    # Share of the training pictures held out, where the data brings no validation split; default: 0.15, at most 5,000
+    # pictures
+    validation: float | None = None
     # Leave out pictures that cannot be read, by name, rather than stop
     skip_bad: bool = False
     # Convert all pictures to so many channels (1: grey), even where something is lost
@@ -134,7 +136,7 @@ class TrainConfig:
                 ("seed", 0 <= self.seed < 2**63, "0 or more, below 2^63"),
                 ("epochs", self.epochs is None or self.epochs >= 1, "1 or more"),
                 ("minutes", self.minutes is None or self.minutes > 0, "more than 0"),
-                ("validation", 0 < self.validation < 1, "a share between 0 and 1"),
+                ("validation", self.validation is None or 0 < self.validation < 1, "a share between 0 and 1"),
                 ("batch", self.batch is None or self.batch >= 1, "1 or more"),
                 ("accumulate", self.accumulate >= 1, "1 or more"),
                 ("lr", self.lr is None or self.lr > 0, "more than 0"),
@@ -323,6 +325,11 @@ def choose_model(config: TrainConfig, shapes: list[tuple[int, int]]) -> ModelCon
     family = f"{RECIPES[config.recipe].family}_xs_"
     patches = sorted(int(name.removeprefix(family)) for name in PRESETS if name.startswith(family))
     return PRESETS[family + str(max((patch for patch in patches if patch <= wanted), default=patches[0]))]
+
+
+def choose_validation(pictures: int) -> float:
+    """The share of the training pictures that is held out."""
+    return min(VALIDATION, MOST_VALIDATION / max(pictures, 1))
 
 
 def choose_batch(pictures: int) -> int:
