@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from vitreous.data.augment import AugmentConfig
-from vitreous.model.presets import PRESETS
-from vitreous.training.recipe import LAST_ROWS, Pace, Plan, TrainConfig, choose_model
+from vitreous.model.presets import PRESETS, preset
+from vitreous.training.recipe import LAST_ROWS, Pace, Plan, TrainConfig, choose_model, larger_model
 
 
 def plan(steps: int = 100, **fields: Any) -> Plan:
@@ -35,6 +35,24 @@ class TestChooseModel:
     )
     def test_is_of_the_recipe_with_tokens_that_suit_the_median_picture(self, options, shapes, expected):
         assert choose_model(TrainConfig.of(**options), shapes) == PRESETS[expected]
+
+
+class TestLargerModel:
+    @pytest.mark.parametrize(
+        ("name", "passes", "expected"),
+        [
+            ("vit_c_xs_4", 10, "vit_c_xs_4"),
+            ("vit_c_xs_4", 60, "vit_c_s_4"),
+            ("vit_c_xs_4", 1000, "vit_c_m_4"),
+            ("vit_c_s_4", 1000, "vit_c_m_4"),
+            ("vit_xs_16", 1000, "vit_s_16"),
+            ("t2t_vit_xs_4", 1000, "t2t_vit_xs_4"),
+            ("vit_b_16", 1000, "vit_b_16"),
+        ],
+    )
+    def test_is_the_largest_that_still_sees_the_pictures_often_enough(self, name, passes, expected):
+        small = preset(name, image_size=(32, 32), outputs=7, channels=1)
+        assert larger_model(small, passes) == preset(expected, image_size=(32, 32), outputs=7, channels=1)
 
 
 class TestRate:

@@ -26,6 +26,7 @@ PATCHES = {"xxs": (1, 2, 4), "xs": (1, 2, 4, 8, 16)}  # of other sizes: 8, 14, 1
 STEMMED: dict[str, Fields] = {
     "xs": {"width": 128, "depth": 4, "heads": 4, "stem": (24, 64, 128)},
     "s": {"width": 192, "depth": 6, "heads": 6, "stem": (32, 96, 192)},
+    "m": {"width": 256, "depth": 8, "heads": 8, "stem": (48, 128, 256)},
 }
 
 # DeiT (2012.12877), DeiT-III (2204.07118), DINOv2 (2304.07193) and its registers (2309.16588).

@@ -33,8 +33,12 @@ COARSE_TOKENS = 36  # of a picture, from which on coarser ones are worth it
 TIMED_SECONDS = {"epochs": 1.0, "minutes": 4.0}  # that the timing of the first steps may take, by what it is for
 
 
-def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: torch.device) -> Plan:
-    """All that the run depends on. With `minutes` the number of steps follows from a short timing."""
+def make_plan(
+    job: Job, config: TrainConfig, model: VisionTransformer, device: torch.device, spent: float = 0.0
+) -> Plan:
+    """All that the run depends on. With `minutes` the number of steps follows from a short timing; `spent` are seconds
+    of them that are gone.
+    """
     batch = min(config.batch or choose_batch(len(job.training)), len(job.training))
     recipe = RECIPES["paper" if config.init else config.recipe]
     optimizer = config.optimizer if config.optimizer != "auto" else recipe.optimizer
@@ -83,7 +87,7 @@ def make_plan(job: Job, config: TrainConfig, model: VisionTransformer, device: t
     if config.epochs:
         plan = dataclasses.replace(plan, points=((0, 0.0, order.steps_before(config.epochs)),))
     else:
-        budget = 60 * (config.minutes or DEFAULT_MINUTES) - (time.perf_counter() - began)
+        budget = 60 * (config.minutes or DEFAULT_MINUTES) - spent - (time.perf_counter() - began)
         plan = dataclasses.replace(plan, budget=budget)
         for _ in range(2):  # how often rows come depends on the steps, and the steps on the rows
             plan = plan.retimed(0, 0.0, 1.0, order.steps_before(_row_every(job, order, plan.steps)))

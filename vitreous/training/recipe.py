@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -14,10 +15,13 @@ from vitreous.data.decode import MAX_PIXELS
 from vitreous.data.preprocess import parse_size
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
-from vitreous.model.presets import PRESETS, preset
+from vitreous.model.presets import PRESETS, name_of, preset
+from vitreous.model.vit import count_macs
 
 LAST_ROWS = 2.0  # the last evaluation, in fp32, takes as long as so many rows of metrics
 VALIDATION, MOST_VALIDATION = 0.15, 5_000  # share of the training pictures that is held out, and pictures at most
+SIZES = ("xs", "s", "m")  # of the recipes' models, as their names have them
+ENOUGH_PASSES = 16  # over the pictures, for a larger model to be worth its time
 DEFAULT_MINUTES = 10.0  # where neither epochs nor minutes are given
 
 
@@ -46,7 +50,8 @@ class TrainConfig:
     # What becomes of all that is left at auto: auto (a ViT with a convolutional stem, Muon: the best for small data),
     # patches (plain ones, with Muon), t2t (tokens-to-token, with Muon), paper (patches, AdamW and a cosine)
     recipe: Literal["auto", "patches", "t2t", "paper"] = "auto"
-    # A name that `vitreous models` lists. auto: a small one of the recipe, with tokens that suit the pictures
+    # A name that `vitreous models` lists. auto: a small one of the recipe, with tokens that suit the pictures; a larger
+    # one where --minutes leave time for it
     model: str = "auto"
     # 224: about the area of 224², in each picture's own shape. 160x384: exactly that height and width. auto: the
     # pictures' own size up to 64, else 160
@@ -325,6 +330,22 @@ def choose_model(config: TrainConfig, shapes: list[tuple[int, int]]) -> ModelCon
     family = f"{RECIPES[config.recipe].family}_xs_"
     patches = sorted(int(name.removeprefix(family)) for name in PRESETS if name.startswith(family))
     return PRESETS[family + str(max((patch for patch in patches if patch <= wanted), default=patches[0]))]
+
+
+def larger_model(model: ModelConfig, passes: float) -> ModelConfig:
+    """The largest model of its family that, in the time in which this one would see each picture `passes` times, still
+    sees it often enough; or this one. Larger ones learn more from a picture, and overtake it only then.
+    """
+    if not (parts := re.fullmatch(rf"(.+)_({'|'.join(SIZES)})_(\d+)", name_of(model))):
+        return model
+    family, size, patch = parts.groups()
+    work = count_macs(model, *model.image_size)
+    for larger in SIZES[SIZES.index(size) + 1 :]:
+        if (name := f"{family}_{larger}_{patch}") in PRESETS:
+            config = preset(name, image_size=model.image_size, channels=model.channels, outputs=model.outputs)
+            if passes * work / count_macs(config, *config.image_size) >= ENOUGH_PASSES:
+                model = config
+    return model
 
 
 def choose_validation(pictures: int) -> float:

@@ -1,5 +1,6 @@
 """train: from data, or from a run that was interrupted, to a finished run directory."""
 
+import dataclasses
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from vitreous.training.journal import Journal, clock
 from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again
-from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads
+from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
 
 
 def train(
@@ -57,7 +58,13 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
     if origin:
         fresh = adapt(model, origin.weights, origin.model)
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
+    began = time.perf_counter()
     plan = make_plan(job, config, model, device)
+    if config.model == "auto" and not origin and plan.budget:
+        larger = larger_model(job.model, plan.epochs)
+        if larger != job.model:
+            job, model = dataclasses.replace(job, model=larger), build(larger, config.seed)
+            plan = make_plan(job, config, model, device, spent=time.perf_counter() - began)
     _tell(model, job, plan, journal)
     run = RunDir.create(out if out is not None else _name(str(data), job))
     try:
