@@ -12,15 +12,18 @@ under the second curve less that under the first, the mean of two fills, and of 
 paired difference, with its 95 % interval; a tie where that contains 0.
 
 --randomisation draws the model's weights afresh and prints how far the maps still agree with those before: mean |ρ| of
-Spearman's rank correlation. "edges", which knows no weights, has 1, and a map that shows what the model does near 0.
+Spearman's rank correlation. "edges", which knows no weights, has 1; a map that shows what the model does has little
+more than unrelated maps have by chance.
 
 --planted trains a small model on pictures of noise, shapes and textures in which one small texture, the cue, decides
-the class, and prints in what share of the held-out pictures that it gets right the largest cell of each map lies on it.
-The model stays in RUN, where one is named, and is taken from there if it is there already.
+the class (in a last class there is none), and prints in what share of the held-out pictures with a cue that it gets
+right the largest cell of each map lies on it. The model stays in RUN, where one is named, and is taken from there if it
+is there already.
 """
 
 import argparse
 import importlib
+import math
 import sys
 import tempfile
 import time
@@ -210,7 +213,9 @@ def measure_randomised(predictor: Predictor, groups: list[Tensor], names: Sequen
     target = 0 if predictor.task.kind == "regression" else None
     methods = {**{name: METHODS[name] for name in names or METHODS if name not in CONTROLS}, "edges": of_edges}
     width = max(map(len, methods))
-    print(f"{'method':<{width}} {'mean |ρ|':>9}  95 %")
+    cells = [math.prod(predictor.model.config.grid(*pixels.shape[-2:])) for pixels in groups for _ in pixels]
+    chance = float(np.sqrt(2 / (np.pi * (np.array(cells) - 1))).mean())  # of unrelated orders, nearly normal
+    print(f"{'method':<{width}} {'mean |ρ|':>9}  95 %\n{'by chance':<{width}} {chance:9.3f}")
     for name, method in methods.items():
         parts = [randomisation(predictor.model, pixels, method, target, batch=BATCH) for pixels in groups]
         found = interval(torch.cat([part.correlations[-1].abs() for part in parts]))
@@ -230,7 +235,7 @@ def plant(count: int, seed: int) -> Planted:
     """Pictures (n, H, W, 3) uint8, classes (n,), and top left corners (n, 2) of the textures that decide them."""
     rng = np.random.default_rng(seed)
     pictures = rng.integers(0, 120, (count, SIDE, SIDE, 3)).astype(np.uint8)
-    classes = rng.integers(0, len(TEXTURES), count)
+    classes = rng.integers(0, len(TEXTURES) + 1, count)  # the last has no texture, so that the others must be seen
     corners = rng.integers(0, SIDE - CUE + 1, (count, 2))
     rows, columns = np.mgrid[:SIDE, :SIDE]
 
@@ -243,10 +248,11 @@ def plant(count: int, seed: int) -> Planted:
             down, across = np.abs(rows - y), np.abs(columns - x)
             distance = np.maximum(down, across) if form else np.hypot(down, across)
             picture[distance <= 2 + reach] = rng.integers(0, 256, 3)
-        for y, x in rng.integers(0, SIDE - CUE + 1, (DECOYS, 2)):
+        for y, x in rng.integers(0, SIDE - CUE + 1, (DECOYS + (kind == len(TEXTURES)), 2)):
             squares = rng.permutation(16).reshape(4, 4) < 8  # half of them light, in no order
             draw(picture, y, x, squares.repeat(2, 0).repeat(2, 1))
-        draw(picture, top, left, TEXTURES[kind])
+        if kind < len(TEXTURES):
+            draw(picture, top, left, TEXTURES[kind])
     return pictures, classes, corners
 
 
@@ -269,8 +275,8 @@ def measure_planted(predictor: Predictor, methods: dict[str, Method], held_out: 
     pixels = predictor.spec.normalise(raw.to(predictor.device))
     with torch.no_grad():
         said = torch.cat([model(some).argmax(1) for some in pixels.split(BATCH)]).cpu().numpy()
-    right = np.flatnonzero(said == classes)
-    print(f"{len(classes):,} pictures held out, of which the model gets {len(right) / len(classes):.1%} right")
+    print(f"{len(classes):,} pictures held out, of which the model gets {(said == classes).mean():.1%} right")
+    right = np.flatnonzero((said == classes) & (classes < len(TEXTURES)))
 
     inside = np.zeros((len(right), SIDE, SIDE), np.float32)
     for mask, (top, left) in zip(inside, corners[right], strict=True):
@@ -296,7 +302,9 @@ def main() -> int:
     parser.add_argument("data", nargs="?", metavar="DATA")
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
     parser.add_argument("--pictures", type=int, default=500)
-    parser.add_argument("--methods", nargs="+", choices=sorted(METHODS), default=[], metavar="METHOD")
+    parser.add_argument(
+        "--methods", nargs="+", choices=sorted(set(METHODS) - set(CONTROLS)), default=[], metavar="METHOD"
+    )
     parser.add_argument("--captum", action="store_true", help="its methods too")
     parser.add_argument("--steps", type=int, default=16, help="of removal")
     parser.add_argument("--randomisation", action="store_true")

@@ -248,7 +248,7 @@ class TestBlocksOfRows:
             return made[-1]
 
         monkeypatch.setattr(flow, "attention_weights", watched)
-        monkeypatch.setattr(flow, "BLOCK_SCORES", 150)
+        monkeypatch.setattr(flow, "SCORES_AT_ONCE", 150)
         blocks = attribute(method, model, pixels, 1)
         assert all(weights.numel() <= max(150, 2 * 2 * weights.shape[-1]) for weights in made)
         torch.testing.assert_close(blocks.pixels, whole.pixels)

@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 import torch
 from making import vitreous as run_verb
-from tiny_models import tiny_config
 
 import vitreous
 from vitreous.errors import InputError
-from vitreous.insight.explain import SHOWN, explain, prefix_names
+from vitreous.insight.explain import SHOWN, explain
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +48,10 @@ def test_a_class_by_name_is_explained_instead_of_the_most_probable(predictor, sh
 def test_a_number_is_explained_in_its_unit(blobs_run, blobs):
     predictor = vitreous.load(blobs_run)
     found = explain(predictor, blobs.parent / "000.npy", methods=["rollout", "occlusion"])
-    assert found.pictures[0].label in predictor.task.names
-    assert np.allclose(
-        found.pictures[0].lens[-1, 0], found.pictures[0].prediction.values[found.pictures[0].label], rtol=1e-4
-    )
+    picture = found.pictures[0]
+    assert picture.label in predictor.task.names
+    assert picture.lens is not None
+    assert np.allclose(picture.lens[-1, 0], picture.prediction.values[picture.label], rtol=1e-4)
     assert '"unit": "mm"' in found.html() or '"unit":"mm"' in found.html()
 
 
@@ -112,8 +111,3 @@ def test_a_page_that_could_not_be_written_is_refused_before_the_work(shapes_run,
     assert done.returncode == 2
     assert "--out" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_the_tokens_before_the_picture_s_have_names():
-    config = tiny_config(pool="class", distillation=True, registers=2)
-    assert prefix_names(config) == ["class token", "distillation token", "register 1", "register 2"]

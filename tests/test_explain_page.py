@@ -181,7 +181,7 @@ def unpacked(found: dict[str, Any]) -> np.ndarray:
 
 
 def read_data(html: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    found = re.search(r'<script type="application/json" id="page-data">(.*?)</script>', html, re.DOTALL)
     assert found
     return json.loads(found[1])
 

@@ -23,6 +23,7 @@ VERBS = (
     Verb("eval", "RUN DATA", "measure a trained model"),
     Verb("predict", "RUN PICTURES…", "ask a trained model about pictures or folders of them"),
     Verb("explain", "RUN PICTURES…", "show how a model came to its answers, and how far to believe it"),
+    Verb("report", "RUN [DATA]", "show a whole run in one page: curves, classes, calibration, mistakes"),
     Verb("import", "CHECKPOINT --out RUN", "make a run directory of another project's weights"),
     Verb("models", "", "list the models, with parameters, work and tokens"),
 )

@@ -255,12 +255,65 @@ def explain(
         best = max(picture.attributions, key=lambda name: float(picture.faithfulness[name].score))
         journal.say(
             f"{_line(picture.prediction, 1)}   {best.replace('_', ' ')}: faithfulness "
-            f"{float(picture.faithfulness[best].score):.2f}, a random map "
-            f"{float(picture.faithfulness['random'].score):.2f}"
+            f"{float(picture.faithfulness[best].score):.2f} (a random map has 0, give or take)"
         )
     journal.say(f"page: {out}")
     if json:
         _print_json({"page": str(out), "pictures": [picture.summary() for picture in found.pictures]})
+    return 0
+
+
+def report(
+    run: Run,
+    data: Annotated[Positional[str | None], arg(help=DATA, metavar="DATA")] = None,
+    /,
+    *,
+    out: Path | None = None,
+    target: tuple[str, ...] = (),
+    path_column: str | None = None,
+    split: str = "auto",
+    skip_bad: bool = False,
+    device: str = "auto",
+    json: Json = False,
+) -> int:
+    """Shows a whole run in one page: curves, classes, calibration, mistakes, data, and how to repeat it.
+
+    The page opens in a browser without a network. Its numbers are those of eval: of the run's own held-out pictures,
+    or of DATA. Where the pictures are gone it shows what the training wrote.
+
+    Args:
+        out: The page to write; default: report.html in the run directory.
+        target: Target columns of a table, in the order of the run's; default: those it was trained on.
+        path_column: Column of a table that holds the pictures' paths.
+        split: Which pictures of the run's data to score: auto (those held out), train, validation, test or all.
+        skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
+        device: auto is a GPU where there is one.
+    """
+    from vitreous.insight.attribution import METHODS
+    from vitreous.insight.figures import model_pictures
+    from vitreous.insight.report import METHOD, write_report
+
+    if out is not None:
+        _check_page(out)
+    journal = Journal(stderr=json)
+    with journal.bar("evaluating", 1) as progress:
+        page = write_report(
+            run,
+            data,
+            out,
+            target=target,
+            path_column=path_column,
+            split=split,
+            skip_bad=skip_bad,
+            device=device,
+            maps=METHODS[METHOD],
+            figures=model_pictures,
+            say=journal.say,
+            progress=progress,
+        )
+    journal.say(f"page: {page}")
+    if json:
+        _print_json({"page": str(page)})
     return 0
 
 
@@ -414,6 +467,7 @@ FUNCTIONS = {
     "eval": evaluate,
     "predict": predict,
     "explain": explain,
+    "report": report,
     "import": import_checkpoint,
     "models": models,
 }

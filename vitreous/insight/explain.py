@@ -25,20 +25,19 @@ from vitreous.insight.explain_page import (
 )
 from vitreous.insight.faithfulness import Faithfulness, faithfulness
 from vitreous.insight.ledger import Ledger, ledger, lens
-from vitreous.insight.measures import position_similarity
+from vitreous.insight.measures import position_similarity, prefix_names
 from vitreous.insight.trace import Trace, trace
-from vitreous.model.config import ModelConfig, split_padding, split_stride
+from vitreous.model.config import split_padding, split_stride
 from vitreous.model.presets import name_of
 from vitreous.model.vit import VisionTransformer, count_parameters
 from vitreous.rundir import write_atomically
 from vitreous.training.figures import as_shown, visible_range
 
-SHOWN = ("gradient_attention", "contributions", "rollout", "attention", "grad_cam", "integrated_gradients", "occlusion")
+SHOWN = ("shapley", "occlusion", "integrated_gradients", "gradient_attention", "rollout", "grad_cam", "attention")
 LINES = {
     "gradient_attention": "Attention, where more of it would raise the answer, followed back through all blocks.",
     "contributions": "What each token brings to the answer where the head reads it.",
-    "token_gradients": "Each token times the gradient of the answer, summed over the blocks.",
-    "attended_gradients": "Each token times the gradient of the answer and the attention it gets.",
+    "integrated_tokens": "The gradient of each token, summed on the way from the tokens of an empty picture.",
     "rollout": "Attention of all blocks multiplied together. It does not know which answer is asked about.",
     "attention": "Where the last block looks. It does not know which answer is asked about.",
     "grad_cam": "The last tokens, weighted by how their columns raise the answer.",
@@ -167,7 +166,7 @@ def _explain_one(
 def _page(predictor: Predictor, found: PictureExplanation) -> PageExplanation:
     """What the page shows of a picture."""
     model, task = predictor.model, predictor.task
-    config, grid = model.config, found.trace.grid
+    grid = found.trace.grid
     unit = task.units[found.target] if task.kind == "regression" else None
     layers = {number: layer for number, layer in found.trace.layers.items() if "attention" in layer.recorded}
     return PageExplanation(
@@ -176,7 +175,7 @@ def _page(predictor: Predictor, found: PictureExplanation) -> PageExplanation:
         grid=grid,
         answers=_answers(predictor, found),
         target=found.label,
-        prefix=prefix_names(config),
+        prefix=prefix_names(model.config),
         attributions=[_attribution(found, method) for method in found.attributions],
         attention=[layer.attention[0].cpu().numpy() for layer in layers.values()],
         blocks=list(layers),
@@ -207,7 +206,7 @@ def _attribution(found: PictureExplanation, method: str) -> PageAttribution:
         line=LINES.get(method, ""),
         values=(attribution.pixels if pixelwise else attribution.tokens)[0].float().cpu().numpy(),
         score=float(believed[method].score),
-        random=float(believed["random"].score),
+        random=0.0,  # an order and its reverse have opposite scores; what a few random ones have is noise about that
         edges=float(believed["edges"].score),
         note=attribution.note,
     )
@@ -236,12 +235,6 @@ def _positions(model: VisionTransformer, grid: tuple[int, int]) -> np.ndarray | 
     if model.config.position in ("none", "relative") or grid[0] * grid[1] > POSITIONS:
         return None
     return position_similarity(model, grid).reshape(grid[0] * grid[1], -1)
-
-
-def prefix_names(config: ModelConfig) -> list[str]:
-    """What the tokens before those of the picture are called."""
-    first = ["class token"] * config.class_token + ["distillation token"] * config.distillation
-    return first + [f"register {number + 1}" for number in range(config.registers)]
 
 
 def _facts(predictor: Predictor) -> PageFacts:

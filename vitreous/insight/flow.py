@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from vitreous.insight.pixels import unsplit
-from vitreous.insight.trace import BLOCK_SCORES, Layer, Trace, attention_weights, trace
+from vitreous.insight.trace import Layer, Trace, attention_weights, trace
 from vitreous.model.vit import VisionTransformer
 
-NAMES = ("q", "k", "v", "heads")
+SCORES_AT_ONCE = 2**20  # of attention, which stay in the cache
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def flow(model: VisionTransformer, pixels: Tensor, layers: Sequence[int] | None 
 def flow_with_gradients(model: VisionTransformer, pixels: Tensor, chosen: Tensor) -> Flow:
     """The same with gradients of Σ outputs ⊙ chosen, both (B, outputs), which keep no graph."""
     with _watched_pool(model) as seen:
-        found = trace(model, leaf(pixels), what=NAMES, gradients=True)
+        found = trace(model, leaf(pixels), what=("q", "k", "v", "heads"), gradients=True)
     traced = (*found.layers.values(), *(stage.layer for stage in found.stages))
     layers = [layer for layer in traced if layer is not None and attends(layer)]
     wanted = [*(layer.heads for layer in layers), seen.get("joined", found.features)]
@@ -106,7 +106,7 @@ def back(row: Tensor, mixing: Mixing, weigh: Callable[[Tensor, list[int]], Tenso
     picture are left out, the others come a block at a time: memory grows linearly with the tokens.
     """
     rows = row.ne(0).any(0).nonzero().flatten().tolist()
-    step = max(1, BLOCK_SCORES // (mixing.q.shape[1] * row.numel()))
+    step = max(1, SCORES_AT_ONCE // (mixing.q.shape[1] * row.numel()))
     found = torch.zeros_like(row)
     for start in range(0, len(rows), step):
         part = rows[start : start + step]

@@ -24,17 +24,19 @@ from PIL import Image
 
 MARKS = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})
 NOT_TEXT = re.compile("[\0\ud800-\udfff]")  # what no HTML can hold
+CONTROLS = re.compile("[\x01-\x08\x0b\x0e-\x1f\x7f-\x9f]")  # what HTML does not allow
 LEVELS = {"u8": 255, "u4": 15}
 
 
 def render(title: str, body: str, style: str = "", script: str = "", data: Any = None) -> str:
     """The page. `body` is HTML; `title` is text; `data` is what JSON can hold, and is `page.data` in the script.
 
-    `style` and `script` come after those of every page. Infinite numbers and NaN in `data` become null.
+    `style` and `script` come after those of every page. Infinite numbers and NaN in `data` become null. The element
+    that holds the data has the id "page-data", so that "data" is free for what the body shows.
     """
     style = asset("base.css") + style
     script = f"'use strict';\n(() => {{\n{asset('base.js')}\n{script}\n}})();\n"
-    data = "" if data is None else f'<script type="application/json" id="data">{json_text(data)}</script>\n'
+    data = "" if data is None else f'<script type="application/json" id="page-data">{json_text(data)}</script>\n'
     values = {
         "style_hash": _hash(style),
         "script_hash": _hash(script),
@@ -54,8 +56,8 @@ def asset(name: str) -> str:
 
 
 def escape(text: Any) -> str:
-    """Text as it stands in HTML, between tags or in a quoted attribute."""
-    return html.escape(NOT_TEXT.sub("\ufffd", str(text)))
+    """Text as it stands in HTML, between tags or in a quoted attribute. Control characters are left out."""
+    return html.escape(CONTROLS.sub("", NOT_TEXT.sub("\ufffd", str(text))))
 
 
 def json_text(data: Any) -> str:
@@ -69,7 +71,12 @@ def png_uri(pixels: np.ndarray) -> str:
         pixels = pixels[:, :, 0]
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(buffer.getvalue())
+
+
+def data_uri(data: bytes, kind: str = "image/png") -> str:
+    """The address of a file that holds it."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def packed(values: np.ndarray, dtype: str = "f16", span: float | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ def direction(outputs: Tensor, target: Target) -> Tensor:
     if target is None:
         return torch.nn.functional.one_hot(outputs.argmax(1), count).to(outputs)
     wanted = target if isinstance(target, tuple) else (target,)
-    if len(wanted) > 2 or any(not 0 <= number < count for number in wanted):
+    if len(wanted) > 2 or any(not isinstance(number, int) or not 0 <= number < count for number in wanted):
         raise InputError(f"target is {target}: expected an output, 0 to {count - 1}, two for their difference, or None")
     one = outputs.new_zeros(B, count)
     for number, sign in zip(wanted, (1, -1), strict=False):

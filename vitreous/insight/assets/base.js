@@ -1,5 +1,5 @@
 // What every page has: its data, arrays out of it, and the light or the dark look.
-const page = { data: JSON.parse(document.getElementById('data')?.textContent ?? 'null') };
+const page = { data: JSON.parse(document.getElementById('page-data')?.textContent ?? 'null') };
 
 // A packed array (see `packed` in page.py) as {shape, values}; of "u8" and "u4" the codes stay with raw = true.
 async function unpack(packed, raw = false) {

@@ -1,0 +1,145 @@
+"""The parts of the page that show pictures: where answers are wrong, and what is inside the model."""
+
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from vitreous.infer.predictor import Evaluation
+from vitreous.insight.attribution import Attribution
+from vitreous.insight.figures import to_png
+from vitreous.insight.page import data_uri, escape, png_uri
+from vitreous.insight.report.material import Material
+from vitreous.insight.report.numbers import percent, short
+from vitreous.insight.report.pieces import figure, named, section
+from vitreous.insight.report.results import GONE
+from vitreous.model.vit import VisionTransformer
+from vitreous.training.figures import as_shown, visible_range
+
+Maps = Callable[[VisionTransformer, Tensor, int], Attribution]  # normalised pixels (1, C, H, W), and an output
+Figures = Callable[[VisionTransformer, Tensor], Sequence[tuple[str, str, Figure]]]  # (B, C, H, W); title, caption
+
+METHOD = "gradient_attention"  # that suits `maps`: it fares well, and takes one gradient
+SHOWN_MISTAKES = 20
+SHOWN_INSIDE = 16  # pictures that figures of the model are made of
+THUMB = 168  # pixels of the page that the longer side of a picture takes
+SIDE = 256  # pixels that the longer side of a picture keeps
+SMALL = 64  # pixels a side, up to which a picture is kept to the bit
+
+
+def mistakes(m: Material, maps: Maps | None) -> str:
+    """The pictures that are answered worst, each with a map of what spoke for the answer."""
+    title = "The largest errors" if m.task.kind == "regression" else "The most confident mistakes"
+    worst = find_mistakes(m.found) if m.found else []
+    if m.found is None or not worst:
+        why = GONE if m.found is None else f"There is none on {escape(m.subject)}."
+        return section("mistakes", title, (why,))
+    names = [m.found.names[number] for number, _ in worst]
+    pixels = m.pixels(names)
+    extent, figures = visible_range(pixels), []
+    for name, one, (number, output) in zip(names, pixels, worst, strict=True):
+        over = ""
+        if maps is not None:
+            grid = maps(m.predictor.model, m.predictor.normalised(torch.from_numpy(one)[None]), output).tokens[0]
+            over = f'<img class="map coarse" src="{png_uri(map_pixels(grid.float().cpu().numpy()))}" alt="">'
+        figures.append(
+            f'<figure><span class="shot">{_picture(as_shown(one, max(one.shape), extent), name)}{over}</span>'
+            f'<figcaption>{_said(m.found, number, output)}<span class="file" title="{escape(name)}">{escape(name)}'
+            "</span></figcaption></figure>"
+        )
+    words = [
+        {
+            "classification": "Wrong answers, the most certain first. Some may be mistakes of the labels.",
+            "multilabel": "Labels that are wrong, the most certain first. Some may be mistakes of those who labelled.",
+            "regression": "The answers furthest from the truth, in deviations of the training targets.",
+        }[m.task.kind],
+        "Pictures are shown as the model sees them.",
+        "Orange speaks for the answer, blue against it; each map on its own scale." if maps else "",
+    ]
+    switch = '<label class="switch"><input type="checkbox" checked> Show the maps</label>' if maps else ""
+    grid = f'<div class="shots">{switch}<div class="grid">{"".join(figures)}</div></div>'
+    return section("mistakes", title, words, grid)
+
+
+def find_mistakes(found: Evaluation, most: int = SHOWN_MISTAKES) -> list[tuple[int, int]]:
+    """The wrong answers that are most certain, or the largest errors, the worst first: picture and output."""
+    answers, targets = found.answers.astype(np.float64), found.targets
+    if found.task.kind == "classification":
+        said = answers.argmax(1)
+        order = np.argsort(-answers.max(1), kind="stable")
+        return [(int(i), int(said[i])) for i in order if said[i] != targets[i]][:most]
+    errors = np.abs(answers - targets) / (np.array(found.task.std) if found.task.kind == "regression" else 1)
+    least = 0.5 if found.task.kind == "multilabel" else 0.0
+    order = np.argsort(-errors.max(1), kind="stable")[:most]
+    return [(int(i), int(errors[i].argmax())) for i in order if errors[i].max() > least]
+
+
+def _said(found: Evaluation, number: int, k: int) -> str:
+    """What was said of a picture, and what is true."""
+    task, answer, target = found.task, found.answers[number], found.targets[number]
+    said = f"<b>{named(task.names[k])}</b> {percent(answer[k])}"
+    if task.kind == "classification":
+        true = f"is <b>{named(task.names[target])}</b> {percent(answer[target])}"
+    elif task.kind == "multilabel":
+        true = "is labelled so" if target[k] else "is not labelled so"
+    else:
+        said, true = (f"<b>{escape(short(values[k], task.units[k]))}</b>" for values in (answer, target))
+        off = f"{answer[k] - target[k]:+.3g}".replace("-", "−")
+        title = f"<span>{named(task.names[k])}</span>" if task.outputs > 1 else ""
+        return f"{title}<span>said {said} ({off})</span><span>is {true}</span>"
+    return f"<span>said {said}</span><span>{true}</span>"
+
+
+def _picture(shown: np.ndarray, name: str) -> str:
+    """Pixels (H, W) or (H, W, 3) uint8: as a PNG where they are few, else as a smaller JPEG."""
+    height, width = shown.shape[:2]
+    larger = THUMB / max(height, width)
+    if max(height, width) <= SMALL:
+        uri = png_uri(shown)
+    else:
+        image, buffer = Image.fromarray(shown), io.BytesIO()
+        image.thumbnail((SIDE, SIDE))
+        image.save(buffer, "JPEG", quality=88, subsampling=0)
+        uri = data_uri(buffer.getvalue(), "image/jpeg")
+    size = f'width="{max(1, round(width * larger))}" height="{max(1, round(height * larger))}"'
+    return f'<img class="{"coarse" if larger > 1.5 else ""}" src="{uri}" {size} alt="picture {escape(name)}">'
+
+
+def map_pixels(grid: np.ndarray) -> np.ndarray:
+    """A map (gh, gw) as RGBA: orange for what is positive, blue for what is negative, as dense as it is large.
+
+    Where nothing is negative, what counts least is clear, however much it counts.
+    """
+    grid = np.nan_to_num(grid.astype(np.float64))
+    grid = grid - max(0.0, grid.min(initial=np.inf))
+    shares = grid / (np.abs(grid).max(initial=0) or 1.0)
+    pixels = np.where((shares > 0)[..., None], (255, 140, 30, 0), (30, 120, 220, 0)).astype(np.uint8)
+    pixels[..., 3] = (190 * np.abs(shares)).round()
+    return pixels
+
+
+def inside(m: Material, figures: Figures | None, room: int) -> str:
+    """Figures of the model, of pictures that were scored, as far as they fit in so many bytes."""
+    if figures is None or m.found is None:
+        return ""
+    names = m.found.names[:: -(-len(m.found.names) // SHOWN_INSIDE)]
+    pixels = m.pixels(names)
+    of_one_size = np.stack([one for one in pixels if one.shape == pixels[0].shape])
+    parts, left_out = [], 0
+    for title, caption, drawn in figures(m.predictor.model, m.predictor.normalised(torch.from_numpy(of_one_size))):
+        uri = data_uri(to_png(drawn))
+        if len(uri) > room:
+            left_out += 1
+            continue
+        room -= len(uri)
+        image = f'<img class="paper" src="{uri}" alt="{escape(title)}">'
+        parts.append(figure(title, image, f"<figcaption>{escape(caption)}</figcaption>"))
+    words = (
+        "Pictures of the weights and of what they do.",
+        f"{left_out} more would make this file too large." if left_out else "",
+    )
+    return section("inside", "Inside the model", words, *parts)
