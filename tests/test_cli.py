@@ -228,7 +228,8 @@ class TestAnswers:
 class TestRefusedWords:
     def test_an_unknown_verb(self, refused):
         assert refused("trian") == (
-            "vitreous: there is no verb 'trian': expected one of check, train, eval, predict, import, models\n"
+            "vitreous: there is no verb 'trian': expected one of check, train, eval, predict, explain, report, import, "
+            "models\n"
         )
 
     def test_an_unknown_option_with_the_nearest(self, refused, shapes):

@@ -224,7 +224,7 @@ class TestKeepToBudget:
         learner, run = learner_of(job, plan), RunDir.create(tmp_path / "run")
         learner.progress.step, learner.progress.seconds = step, seconds
         order = training_batches(job, plan)[1]
-        new = keep_to_budget(learner, order, Mark(0, 0.0), run, Journal(quiet=True))
+        new = keep_to_budget(learner, order, Mark(0, 0.0), True, run, Journal(quiet=True))
         return plan, new, run.path / "plan.json"
 
     @pytest.mark.parametrize(("seconds", "least", "most"), [(40, 48, 50), (10, 190, 200)])
@@ -232,6 +232,14 @@ class TestKeepToBudget:
         _, new, file = self.kept(small, tmp_path, 20, seconds)
         assert least <= new.steps <= most
         assert Plan.from_json(json.loads(file.read_text("utf-8"))) == new
+
+    def test_a_stall_in_the_first_timing_is_mended_before_the_first_row(self, small, tmp_path):
+        _, job, plan = small
+        slow = {"points": ((0, 0.0, 4),), "budget": 2.0, "pace": Pace(0.5, 0.5, 0.0), "save_every": 0}
+        plan = dataclasses.replace(plan, **slow)
+        run = RunDir.create(tmp_path / "run")
+        fit(job, plan, build(job.model, plan.seed), run, Journal(quiet=True))
+        assert Plan.from_json(json_of(run.path, "plan.json")).steps > 8
 
     @pytest.mark.parametrize(
         ("step", "seconds", "changes"),

@@ -175,7 +175,7 @@ def _page(predictor: Predictor, found: PictureExplanation) -> PageExplanation:
         grid=grid,
         answers=_answers(predictor, found),
         target=found.label,
-        prefix=prefix_names(model.config),
+        prefix=prefix_names(model),
         attributions=[_attribution(found, method) for method in found.attributions],
         attention=[layer.attention[0].cpu().numpy() for layer in layers.values()],
         blocks=list(layers),
