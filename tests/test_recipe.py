@@ -41,8 +41,8 @@ class TestLargerModel:
     @pytest.mark.parametrize(
         ("name", "passes", "expected"),
         [
-            ("vit_c_xs_4", 10, "vit_c_xs_4"),
-            ("vit_c_xs_4", 60, "vit_c_s_4"),
+            ("vit_c_xs_4", 60, "vit_c_xs_4"),
+            ("vit_c_xs_4", 150, "vit_c_s_4"),
             ("vit_c_xs_4", 1000, "vit_c_m_4"),
             ("vit_c_s_4", 1000, "vit_c_m_4"),
             ("vit_xs_16", 1000, "vit_s_16"),

@@ -136,7 +136,7 @@ def _explain_one(
     predictor: Predictor, name: str, pixels: np.ndarray, asked: str | None, methods: Sequence[str]
 ) -> PictureExplanation:
     model, task = predictor.model, predictor.task
-    normalised = predictor.normalised(torch.from_numpy(pixels)[None])
+    normalised = predictor.normalised(torch.from_numpy(pixels[None].copy()))
     found = trace(model, normalised, what=("attention",))
     answers = predictor.calibration.answers(task, found.outputs.float().cpu().numpy())[0]
     first = 0 if task.kind == "regression" else int(answers.argmax())

@@ -44,7 +44,7 @@ def mistakes(m: Material, maps: Maps | None) -> str:
     for name, one, (number, output) in zip(names, pixels, worst, strict=True):
         over = ""
         if maps is not None:
-            grid = maps(m.predictor.model, m.predictor.normalised(torch.from_numpy(one)[None]), output).tokens[0]
+            grid = maps(m.predictor.model, m.predictor.normalised(torch.from_numpy(one[None].copy())), output).tokens[0]
             over = f'<img class="map coarse" src="{png_uri(map_pixels(grid.float().cpu().numpy()))}" alt="">'
         figures.append(
             f'<figure><span class="shot">{_picture(as_shown(one, max(one.shape), extent), name)}{over}</span>'
