@@ -39,7 +39,7 @@ def measure_cost() -> float:
         "matrices": lambda: matrices(layers),
         "trace": lambda: trace(model, pixels),
     }
-    with torch.inference_mode():
+    with torch.no_grad():
         for _ in range(ROUNDS):
             for name, call in work.items():
                 began = time.perf_counter()

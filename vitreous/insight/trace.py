@@ -26,7 +26,8 @@ WHAT = {
     "v": "(B, heads, T, D/heads) values; a performer's (B, T, D)",
     "attention": "(B, heads, T, T) weights, a query a row; never on the graph",
     "heads": "(B, heads, T, D/heads) weights times values, before the projection",
-    "projected": "(B, heads, T, D) each through its part of the projection, with its value skip, without the bias",
+    "projected": "(B, heads, T, D) each through its part of the projection, with its value skip, without the bias; "
+    "worked out when it is looked at",
     "attended": "(B, T, D) what attention adds to the residual stream; between soft splits, where none is, gives",
     "hidden": "(B, T, hidden) of the MLP, after its activation",
     "mlp": "(B, T, D) what the MLP adds to the stream",
@@ -41,10 +42,13 @@ class Layer:
     """What was recorded of a block: each of `WHAT` that was asked for is an attribute."""
 
     recorded: dict[str, Tensor]
+    later: dict[str, Callable[[], Tensor]]  # what is worked out when it is first looked at
     cell: int = 1  # side of the square of tokens over which `attention` is pooled, where it would not fit
 
     def __getattr__(self, name: str) -> Tensor:
-        recorded = self.__dict__.get("recorded", {})
+        recorded, later = (self.__dict__.get(part, {}) for part in ("recorded", "later"))
+        if name in later and name not in recorded:
+            recorded[name] = later[name]()
         if name not in recorded:
             there = ", ".join(recorded) or "nothing"
             raise AttributeError(f"{name} was not recorded; recorded: {there}. Ask for it in trace(…, what=[…])")
@@ -218,14 +222,16 @@ def _layer(
     recorded = {name: seen[name] for name in what if name in seen}
     if "norms" in what:
         recorded["norms"] = seen["after"].norm(dim=-1)
+    later = {}
     if "projected" in what and "heads" in seen:
-        recorded["projected"] = project_heads(getattr(block, "attention", block), seen["heads"], seen["v"])
+        parts = getattr(block, "attention", block), seen["heads"], seen["v"]
+        later["projected"] = lambda: project_heads(*parts)
     cell = 1
     if "attention" in what and "q" in seen:
         q, k = seen["q"].detach(), seen["k"].detach()
         cell = cell_that_fits(q, grid, prefix, memory) if rows is None else 1
         recorded["attention"] = attention_weights(block, q, k, seen.get("bias"), rows, cells_of(grid, prefix, cell))
-    return Layer(recorded, cell)
+    return Layer(recorded, later, cell)
 
 
 def project_heads(attention: Any, heads: Tensor, v: Tensor) -> Tensor:
