@@ -352,8 +352,8 @@ class TestMistakes:
         image = Image.open(io.BytesIO(b64decode(shown[0][0]["src"].split(",")[1])))
         assert (image.mode, image.size) == ("RGBA", (4, 3))
         first, last = (np.array(image.getpixel(at)) for at in ((0, 0), (3, 2)))
-        assert first[2] > first[0]  # blue is against
-        assert last[0] > last[2]  # orange is for
+        assert first[0] > first[2]  # orange is against
+        assert last[2] > last[0]  # blue is for
         assert first[3] == last[3] > 100
         assert len(page.all("input")) == 1
 

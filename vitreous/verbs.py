@@ -238,7 +238,8 @@ def explain(
     Args:
         out: The page to write.
         target: The class, label or number to explain; default: each picture's most probable, or the first number.
-        methods: Attributions to show; default: those that fared best, and the usual ones beside them.
+        methods: Attributions to show, of shapley, occlusion, integrated_gradients, integrated_tokens,
+            gradient_attention, rollout, grad_cam, attention and contributions; default: most of them.
         device: auto is a GPU where there is one.
     """
     from vitreous.infer.predictor import load
@@ -252,10 +253,12 @@ def explain(
         found = explain(load(run, device), pictures, target=target, methods=methods or SHOWN, progress=progress)
     found.save(out)
     for picture in found.pictures:
-        best = max(picture.attributions, key=lambda name: float(picture.faithfulness[name].score))
+        first = next(iter(picture.attributions))
+        note = picture.attributions[first].note
         journal.say(
-            f"{_line(picture.prediction, 1)}   {best.replace('_', ' ')}: faithfulness "
-            f"{float(picture.faithfulness[best].score):.2f} (a random map has 0, give or take)"
+            f"{_line(picture.prediction, 1)}   explained: {picture.label}, by {first.replace('_', ' ')} with a "
+            f"faithfulness of {float(picture.faithfulness[first].score):.2f} (a random map has 0, give or take)"
+            + (f"; {note}" if note else "")
         )
     journal.say(f"page: {out}")
     if json:

@@ -133,7 +133,7 @@ def integrated_gradients(
     target: Target = None,
     baseline: str | Tensor = "mean",
     steps: int = 16,
-    most: int = 512,
+    most: int = 256,
 ) -> Attribution:
     """The gradient's mean on the way from a baseline to the picture, times their difference (1703.01365, eq. 1).
 
@@ -152,7 +152,7 @@ def integrated_tokens(
     target: Target = None,
     baseline: str | Tensor = "mean",
     steps: int = 16,
-    most: int = 512,
+    most: int = 256,
 ) -> Attribution:
     """`integrated_gradients` from the tokens of a baseline to those of the picture, as the tokenizer gives them.
 

@@ -75,6 +75,7 @@ class PictureExplanation:
             "target": self.label,
             "answer": answer[self.label],
             "faithfulness": {name: float(found.score) for name, found in self.faithfulness.items()},
+            "notes": {name: found.note for name, found in self.attributions.items() if found.note},
         }
 
 

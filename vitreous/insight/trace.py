@@ -37,7 +37,7 @@ WHAT = {
 SOURCES = {"attention": ("q", "k"), "projected": ("heads", "v"), "norms": ("after",)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Layer:
     """What was recorded of a block: each of `WHAT` that was asked for is an attribute."""
 
@@ -55,7 +55,7 @@ class Layer:
         return recorded[name]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stage:
     """A stage of the tokens-to-token module: a soft split, and what works on its tokens. The last split has none."""
 
@@ -65,7 +65,7 @@ class Stage:
     layer: Layer | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """A forward pass of B pictures. T = prefix + N tokens: class token, distillation token, registers, the grid's."""
 

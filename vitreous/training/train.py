@@ -124,6 +124,7 @@ def _fit_and_finish(job: Job, plan: Plan, model: VisionTransformer, run: RunDir,
     journal.say(f"validation: {headline(job.task, summary)}")
     journal.say(f"run: {run.path}  (curves.png, confusion.png, batch.png, worst.png)")
     journal.say(f"next: vitreous predict {run.path} PICTURES…   or   vitreous eval {run.path} DATA")
+    journal.say(f"to look inside: vitreous explain {run.path} PICTURES…   or   vitreous report {run.path}")
     return run.path
 
 

@@ -23,7 +23,7 @@ from vitreous.training.figures import as_shown, visible_range
 Maps = Callable[[VisionTransformer, Tensor, int], Attribution]  # normalised pixels (1, C, H, W), and an output
 Figures = Callable[[VisionTransformer, Tensor], Sequence[tuple[str, str, Figure]]]  # (B, C, H, W); title, caption
 
-METHOD = "gradient_attention"  # that suits `maps`: it fares well, and takes one gradient
+METHOD = "occlusion"  # that suits `maps`: it fares well on all kinds of models
 SHOWN_MISTAKES = 20
 SHOWN_INSIDE = 16  # pictures that figures of the model are made of
 THUMB = 168  # pixels of the page that the longer side of a picture takes
@@ -58,7 +58,7 @@ def mistakes(m: Material, maps: Maps | None) -> str:
             "regression": "The answers furthest from the truth, in deviations of the training targets.",
         }[m.task.kind],
         "Pictures are shown as the model sees them.",
-        "Orange speaks for the answer, blue against it; each map on its own scale." if maps else "",
+        "Blue speaks for the answer, orange against it; each map on its own scale." if maps else "",
     ]
     switch = '<label class="switch"><input type="checkbox" checked> Show the maps</label>' if maps else ""
     grid = f'<div class="shots">{switch}<div class="grid">{"".join(figures)}</div></div>'
@@ -110,14 +110,14 @@ def _picture(shown: np.ndarray, name: str) -> str:
 
 
 def map_pixels(grid: np.ndarray) -> np.ndarray:
-    """A map (gh, gw) as RGBA: orange for what is positive, blue for what is negative, as dense as it is large.
+    """A map (gh, gw) as RGBA: blue for what is positive, orange for what is negative, as dense as it is large.
 
     Where nothing is negative, what counts least is clear, however much it counts.
     """
     grid = np.nan_to_num(grid.astype(np.float64))
     grid = grid - max(0.0, grid.min(initial=np.inf))
     shares = grid / (np.abs(grid).max(initial=0) or 1.0)
-    pixels = np.where((shares > 0)[..., None], (255, 140, 30, 0), (30, 120, 220, 0)).astype(np.uint8)
+    pixels = np.where((shares > 0)[..., None], (30, 120, 220, 0), (255, 140, 30, 0)).astype(np.uint8)
     pixels[..., 3] = (190 * np.abs(shares)).round()
     return pixels
 
