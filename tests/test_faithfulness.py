@@ -160,7 +160,9 @@ def test_each_kind_of_task_reads_its_own_answer():
         found = faithfulness(model, white(1), maps, target, ("mean",), kind=kind, temperature=temperature)["true"]
         return found.positive_curves[0, 0, [0, -1]].tolist()
 
-    sigmoid = lambda x: float(torch.tensor(x).sigmoid())  # noqa: E731
+    def sigmoid(x: float) -> float:
+        return float(torch.tensor(x).sigmoid())
+
     assert begin_and_end(None, "classification") == pytest.approx([sigmoid(2.0), 0.5])  # outputs 1 and -1
     assert begin_and_end(1, "classification") == pytest.approx([sigmoid(-2.0), 0.5])
     assert begin_and_end(0, "classification", 2.0) == pytest.approx([sigmoid(1.0), 0.5])

@@ -14,6 +14,7 @@ from vitreous.errors import InputError
 from vitreous.infer.predictor import Picture, Prediction, Predictor
 from vitreous.insight.attribution import METHODS, Attribution
 from vitreous.insight.explain_page import (
+    POSITIONS,
     PageAnswer,
     PageAttribution,
     PageExplanation,
@@ -50,7 +51,6 @@ SCORE = (
     "by how much longer the answer lasts the first way. A map that knows nothing scores 0."
 )
 MOST_PICTURES = 100  # of a page
-POSITIONS = 1024  # tokens up to which the likeness of their positions is worked out
 
 
 @dataclass(frozen=True)

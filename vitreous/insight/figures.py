@@ -5,18 +5,15 @@ The style is that of `vitreous.training.figures`.
 
 import io
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
@@ -43,7 +40,7 @@ from vitreous.model.patch import PatchEmbedding
 from vitreous.model.stem import ConvolutionStem
 from vitreous.model.t2t import ConvolutionTokens
 from vitreous.model.vit import VisionTransformer
-from vitreous.training.figures import BLUE, BLUES, DPI, FAINT, FALLBACK_FONTS, GREY, INK, MUTED, ORANGE, STYLE
+from vitreous.training.figures import BLUE, BLUES, DPI, FAINT, GREY, INK, MUTED, ORANGE, house_style, short
 
 Grid = tuple[int, int]
 SHOWN = 8  # pictures on a figure, and maps a side
@@ -67,7 +64,9 @@ def model_pictures(
     B = len(pixels)
     said = f"{B:,} pictures" if B > 1 else "1 picture"
     found: list[tuple[str, str, Figure]] = []
-    add = lambda title, caption, figure: found.append((title, caption, figure))  # noqa: E731
+
+    def add(title: str, caption: str, figure: Figure) -> None:
+        found.append((title, caption, figure))
 
     add(
         "What the first layer looks for",
@@ -351,7 +350,7 @@ def draw_scores_by_depth(scores: DepthScores, task: Task) -> Figure:
     with styled(max(4.2, 2.2 + 0.26 * S), 3.1) as figure:
         axes = figure.add_subplot()
         for k in reversed(range(K)):
-            named = {"color": SERIES[k], "label": _short(task.names[k], 24) if K > 1 else ""} if k < len(SERIES) else {}
+            named = {"color": SERIES[k], "label": short(task.names[k], 24) if K > 1 else ""} if k < len(SERIES) else {}
             axes.plot(range(S), values[:, k], "o-", **{"color": FAINT, "markersize": 4, **named})
         chance = {"accuracy": "always the commonest class", "RMSE": "always the mean"}
         axes.axhline(baseline[0], **DASHED, color=GREY, label=chance.get(scores.measure, "chance"))
@@ -382,7 +381,7 @@ def mosaic(maps: np.ndarray, shape: Grid, gap: int, enlarge: int = 1) -> np.ndar
 
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file, whatever a user's matplotlib settings are."""
-    with _style():
+    with house_style():
         file = io.BytesIO()
         figure.savefig(file, format="png", bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
         return file.getvalue()
@@ -391,23 +390,12 @@ def to_png(figure: Figure) -> bytes:
 @contextmanager
 def styled(width: float, height: float, gap: float = 0.0) -> Iterator[Figure]:
     """A figure of a size in inches in the house's style; it is laid out before the style is gone."""
-    with _style():
+    with house_style():
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
         if gap:
             figure.get_layout_engine().set(w_pad=gap, h_pad=gap)  # pyright: ignore
         yield figure
         figure.draw_without_rendering()
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    fonts = ["DejaVu Sans", *(font for font in FALLBACK_FONTS if font in get_font_names())]
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.filterwarnings("ignore", "Glyph", UserWarning)  # of a user's names
-        matplotlib.rcdefaults()
-        style: Any = STYLE | {"font.family": fonts}
-        matplotlib.rcParams.update(style)
-        yield
 
 
 _percent = FuncFormatter(lambda share, _: f"{100 * share:.4g} %")
@@ -494,8 +482,3 @@ def _first_layer(model: VisionTransformer) -> str:
     if isinstance(model.tokenizer, ConvolutionStem | ConvolutionTokens):
         return "Filters of the first convolution"
     return "What the first soft split's tokens give as values"
-
-
-def _short(text: str, most: int) -> str:
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return text if len(text) <= most else text[: most - 1] + "…"

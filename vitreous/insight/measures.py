@@ -18,7 +18,7 @@ from vitreous import metrics
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.insight.ledger import lens
-from vitreous.insight.trace import cells_of, trace
+from vitreous.insight.trace import cells_of, trace, watch
 from vitreous.model.patch import PatchEmbedding
 from vitreous.model.position import LEARNED, RelativeBias, fixed_table, resample
 from vitreous.model.stem import ConvolutionStem
@@ -107,8 +107,7 @@ def _convolved(model: VisionTransformer, pixels: Tensor) -> list[tuple[Tensor, T
     seen: list[tuple[Tensor, Tensor]] = []
     with ExitStack() as stack, torch.no_grad():
         for convolution in model.position.convolutions:
-            record = lambda _, args, out: seen.append((args[0], out))  # noqa: E731
-            stack.callback(convolution.register_forward_hook(record).remove)
+            watch(stack, convolution, lambda args, out: seen.append((args[0], out)))
         model(pixels)
     return seen
 

@@ -107,8 +107,8 @@ def trace(
     around: Seen = {}
     with ExitStack() as stack, torch.set_grad_enabled(gradients):
         stages = _watch_stages(stack, model.tokenizer, needed)
-        _watch(stack, model.position, lambda args, out: entered.append((*args[:2], out)))
-        _watch(stack, model.head, lambda args, out: around.update(features=args[0]))
+        watch(stack, model.position, lambda args, out: entered.append((*args[:2], out)))
+        watch(stack, model.head, lambda args, out: around.update(features=args[0]))
         for number, seen in inside.items():
             _watch_block(stack, model.blocks[number], seen, needed)
         if model.pool.attention is not None:
@@ -148,7 +148,7 @@ def resolve_layers(model: VisionTransformer, layers: Sequence[int] | None) -> li
     return numbers
 
 
-def _watch(stack: ExitStack, module: nn.Module, record: Callable[[tuple, Any], None]) -> None:
+def watch(stack: ExitStack, module: nn.Module, record: Callable[[tuple, Any], None]) -> None:
     """Calls `record` with what the module takes and gives, until the stack closes."""
     stack.callback(module.register_forward_hook(lambda _, args, out: record(args, out)).remove)
 
@@ -167,23 +167,23 @@ def _watch_split(stack: ExitStack, attention: Any, seen: Seen) -> None:
 
 def _watch_block(stack: ExitStack, block: Any, seen: Seen, needed: Collection[str]) -> None:
     """Records what is needed of an encoder block, or of what works between soft splits."""
-    _watch(stack, block, lambda args, out: seen.update(before=args[0], after=out))
+    watch(stack, block, lambda args, out: seen.update(before=args[0], after=out))
     if not hasattr(block, "mlp"):  # the transition between dense blocks
         return
     attention = getattr(block, "attention", block)  # a performer is its own
     if {"q", "k", "v"} & set(needed):
         _watch_split(stack, attention, seen)
         if attention is not block:
-            _watch(stack, attention, lambda args, out: seen.update(bias=args[1].bias if args[1:] else None))
+            watch(stack, attention, lambda args, out: seen.update(bias=args[1].bias if args[1:] else None))
     if "heads" in needed:
         _watch_heads(stack, attention, seen)
     if isinstance(block, TokenTransformer | TokenPerformer):  # they have no stream to add to
-        _watch(stack, block.mlp_norm, lambda args, out: seen.update(attended=args[0]))
+        watch(stack, block.mlp_norm, lambda args, out: seen.update(attended=args[0]))
     else:
         added = next(name for name in ("attention_branch", "excitation", "attention") if hasattr(block, name))
-        _watch(stack, getattr(block, added), lambda args, out: seen.update(attended=out))
-    _watch(stack, block.mlp.contract, lambda args, out: seen.update(hidden=args[0]))
-    _watch(stack, getattr(block, "mlp_branch", block.mlp), lambda args, out: seen.update(mlp=out))
+        watch(stack, getattr(block, added), lambda args, out: seen.update(attended=out))
+    watch(stack, block.mlp.contract, lambda args, out: seen.update(hidden=args[0]))
+    watch(stack, getattr(block, "mlp_branch", block.mlp), lambda args, out: seen.update(mlp=out))
 
 
 def _watch_heads(stack: ExitStack, attention: Any, seen: Seen) -> None:
@@ -203,7 +203,7 @@ def _watch_stages(stack: ExitStack, tokenizer: Any, needed: Collection[str]) -> 
     stages = [(block, {}) for block in (*tokenizer.transformers, None)]
     for split, (block, seen) in zip(tokenizer.splits, stages, strict=True):
         seen["kernel"] = split.kernel
-        _watch(stack, split, lambda args, out, seen=seen: seen.update(windows=out[0], grid=out[1]))
+        watch(stack, split, lambda args, out, seen=seen: seen.update(windows=out[0], grid=out[1]))
         if block is not None:
             _watch_block(stack, block, seen, needed)
     return stages

@@ -102,7 +102,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | Path, headline: str) -
         ends = [_line(left, epochs, train, MUTED, "training"), _line(left, epochs, validation, BLUE, "validation")]
         _label_ends(left, [end for end in ends if end])
 
-        middle.set(title=f"{TITLES.get(headline, _short(headline, 24))} on validation")
+        middle.set(title=f"{TITLES.get(headline, short(headline, 24))} on validation")
         end = _line(middle, epochs, _column(rows, headline), ORANGE, "")
         if headline in PERCENT:
             middle.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
@@ -140,7 +140,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> Non
     with _figure(path, side + 2.0, side + 1.3) as figure:
         axes = figure.add_subplot()
         image = axes.imshow(shares, cmap=BLUES, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-        labels = [_short(names[k], 24) for k in named]
+        labels = [short(names[k], 24) for k in named]
         size = 8 if counted else 6
         axes.set_xticks(
             named,
@@ -188,7 +188,7 @@ def scatter(
         for k, axes in enumerate(panels[:K]):
             known = np.isfinite(predicted[:, k]) & np.isfinite(true[:, k])
             p, t = predicted[known, k], true[known, k]
-            unit = _short(units[k], 16)
+            unit = short(units[k], 16)
             low, high = _extent(np.concatenate([p, t]))
             ends = np.array([low, high])
             half = math.nan if halfwidth is None else float(halfwidth[k])
@@ -201,7 +201,7 @@ def scatter(
             axes.set(xlabel=f"true ({unit})" if unit else "true", ylabel=f"predicted ({unit})" if unit else "predicted")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(MaxNLocator(nbins=5))
-            axes.set_title(f"{_short(names[k], 30)}\n")  # its second line is the text below
+            axes.set_title(f"{short(names[k], 30)}\n")  # its second line is the text below
             axes.text(0, 1.025, _errors(p, t, unit), transform=axes.transAxes, color=MUTED, va="bottom")
 
 
@@ -226,7 +226,7 @@ def label_bars(names: Sequence[str], f1: Sequence[float] | np.ndarray, path: str
     """F1 (K,) of each label of a multi-label model, the best on top; of more than 40 labels the 40 lowest."""
     scores = np.asarray(f1, np.float64)
     order = np.argsort(-scores, kind="stable")[-40:]
-    scores, labels = scores[order], [_short(names[int(k)], 32) for k in order]
+    scores, labels = scores[order], [short(names[int(k)], 32) for k in order]
     K = len(scores)
     with _figure(path, 5.2, 0.75 + 0.21 * K) as figure:
         axes = figure.add_subplot()
@@ -258,7 +258,7 @@ def pictures(
     extent = visible_range(images)
     width, gap, line, size = 1.4, 0.14, 0.15, 8.0  # inches, and points
     fits = int(width * 72 / (0.56 * size))
-    texts = ["\n".join(_short(part, fits) for part in caption.split("\n")[:3]) for caption in captions]
+    texts = ["\n".join(short(part, fits) for part in caption.split("\n")[:3]) for caption in captions]
     shares = [image.shape[0] / image.shape[1] for image in images]
     starts = range(0, len(images), columns)
     tallest = min(1.5 * float(np.median(shares)), 2.5) if shares else 1.0  # one tall picture must not stretch its row
@@ -267,7 +267,7 @@ def pictures(
     page_width = columns * (width + gap) - gap
     page_height = 0.34 + sum(heights) + len(heights) * (below + gap)
     with _figure(path, page_width, page_height, layout=None) as figure:
-        heading = _short(title, max(30, int(page_width * 72 / 6.2)))
+        heading = short(title, max(30, int(page_width * 72 / 6.2)))
         figure.text(0, 1, heading, va="top", fontsize=9.5, fontweight="bold")
         floor = page_height - 0.34
         for start, height in zip(starts, heights, strict=True):
@@ -294,14 +294,21 @@ def pictures(
 
 
 @contextmanager
-def _figure(path: str | Path, width: float, height: float, layout: Any = "constrained") -> Iterator[Figure]:
-    """A figure in our style, of a size in inches, written to the path as PNG when the block ends."""
+def house_style() -> Iterator[None]:
+    """Our style, whatever a user's matplotlib settings are."""
     fonts = ["DejaVu Sans", *(font for font in FALLBACK_FONTS if font in get_font_names())]
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore", UserWarning)  # glyphs that no font has become boxes
         matplotlib.rcdefaults()
         style: Any = STYLE | {"font.family": fonts}
         matplotlib.rcParams.update(style)
+        yield
+
+
+@contextmanager
+def _figure(path: str | Path, width: float, height: float, layout: Any = "constrained") -> Iterator[Figure]:
+    """A figure in our style, of a size in inches, written to the path as PNG when the block ends."""
+    with house_style():
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)
         yield figure
         figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.12, metadata={"Software": None})
@@ -394,7 +401,7 @@ def _clean(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in str(text)).strip()
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
     """The clean text, cut with … to the width of `most` common letters."""
     text = _clean(text)
     widths = np.cumsum([_letter_width(c) for c in text])
