@@ -32,6 +32,7 @@ PATIENCE = 5  # updates in a row that may be refused before training goes back t
 LOOKS = 10  # times that a run of minutes is timed beside its rows of metrics
 RETREATS = 5  # times that it goes back, each at half the learning rate, before it gives up
 MOVED = 0.03  # share of the steps that are left, by which the end must move for a new plan
+SAID = 0.1  # share of the steps by which it must move to be said
 LAST_RETIMED = 0.9  # share of a run after which its plan stays as it is
 HEADLINES = {"classification": "top1", "multilabel": "map", "regression": "r2"}
 
@@ -147,7 +148,8 @@ def keep_to_budget(learner: Learner, order: Order, since: Mark, row: bool, run: 
     if abs(new.steps - plan.steps) < MOVED * (plan.steps - at.step):
         return plan
     run.write_json("plan.json", new.to_json())
-    journal.say(f"plan: {new.steps:,} steps, to keep to the time")
+    if abs(new.steps - plan.steps) > SAID * plan.steps:
+        journal.say(f"plan: {new.steps:,} steps, to keep to the time")
     return new
 
 
