@@ -395,7 +395,7 @@ def test_all_values_out_of_range_are_reported_together():
     with pytest.raises(InputError) as error:
         resolved("mild", flip=1.5, crop=0.0, shift=-0.1, jitter=math.nan, operations=1.5, magnitude=11.0, mixup=-1.0)
     message = str(error.value)
-    assert "expected one of auto, none, slight, light, medium, strong; got 'mild'" in message
+    assert "expected one of auto, none, slight, varied, light, medium, strong; got 'mild'" in message
     for fault in ("flip 1.5", "crop 0.0", "shift -0.1", "jitter nan", "operations 1.5", "magnitude 11.0", "mixup -1.0"):
         name, value = fault.split()
         assert re.search(rf"{name}: expected .*; got {value}\n", message + "\n")

@@ -247,7 +247,7 @@ class TestRefusedWords:
             (("--validation", "1.5"), r"validation is 1\.5: expected a share between 0 and 1"),
             (("--size", "30x30", "--model", "vit_xs_4"), r"--size 30x30 does not divide by .* 4×4: 32x32 would"),
             (("--size", "big"), r"--size big: expected one number .* or HEIGHTxWIDTH"),
-            (("--augment", "wild"), r"expected one of auto, none, slight, light, medium, strong; got 'wild'"),
+            (("--augment", "wild"), r"expected one of auto, none, slight, varied, light, medium, strong; got 'wild'"),
             (("--device", "cuda:99"), r"--device cuda:99: not to be had here"),
             (("--task", "guess"), r"--task.*'regression'"),
             (("--task", "regression"), r"do not hold numbers: 'class'"),

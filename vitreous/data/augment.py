@@ -70,9 +70,16 @@ class AugmentConfig:
 POLICIES = {
     "none": AugmentConfig(0.0, 0.0, 1.00, 0.0, 0.0, 0, 5.0, 0.00, 0.0, 0.0),
     "slight": AugmentConfig(0.5, 0.0, 1.00, 0.1, 0.0, 0, 5.0, 0.00, 0.0, 0.0),
+    "varied": AugmentConfig(0.5, 0.0, 1.00, 0.1, 0.2, 2, 5.0, 0.25, 0.0, 0.0),
     "light": AugmentConfig(0.5, 0.0, 0.50, 0.0, 0.1, 0, 5.0, 0.00, 0.0, 0.0),
     "medium": AugmentConfig(0.5, 0.0, 0.40, 0.0, 0.2, 2, 5.0, 0.10, 0.2, 1.0),
     "strong": AugmentConfig(0.5, 0.0, 0.20, 0.0, 0.4, 2, 9.0, 0.25, 0.8, 1.0),
+}
+AUTO = {  # by whether the pictures are small, and whether each is seen often
+    (False, False): "light",
+    (False, True): "medium",
+    (True, False): "slight",
+    (True, True): "varied",
 }
 GENTLE = AugmentConfig(  # for digits and letters: small turns, shears and shifts, nothing that hollows out a stroke
     flip=0.0, vertical_flip=0.0, crop=1.0, shift=0.06, jitter=0.0, operations=1, magnitude=2.0, erase=0.0
@@ -101,20 +108,21 @@ def resolve(
     depth: str,
     mirror_sensitive: bool,
     small: bool = False,
+    often: bool = False,
 ) -> AugmentConfig:
     """Fills every None of `config`, by `policy` ("auto" or a name in POLICIES) and what suits the data and the task.
 
-    "auto" is light, slight where the pictures are `small` and have nothing to crop, gentle where the classes are
-    `mirror_sensitive` (digits, letters), and nothing at all for regression, where a flip or a crop may change the
-    target. Under every policy, only what `config` asks for by name flips mirror-sensitive classes, mixes regression
-    targets, or recolours pictures of `depth` float32 or of other than 1 or 3 channels. Cutmix of regression targets is
-    refused.
+    "auto" is light, and slight where the pictures are `small` and have nothing to crop; where each is seen `often`
+    medium, and varied for small ones. It is gentle where the classes are `mirror_sensitive` (digits, letters), and
+    nothing at all for regression, where a flip or a crop may change the target. Under every policy, only what `config`
+    asks for by name flips mirror-sensitive classes, mixes regression targets, or recolours pictures of `depth` float32
+    or of other than 1 or 3 channels. Cutmix of regression targets is refused.
 
     Raises InputError listing every value out of range.
     """
     _check(config, policy, kind)
     auto = policy == "auto"
-    chosen = POLICIES[("none" if kind == "regression" else "slight" if small else "light") if auto else policy]
+    chosen = POLICIES[("none" if kind == "regression" else AUTO[small, often]) if auto else policy]
     if kind == "regression":
         chosen = replace(chosen, mixup=0.0, cutmix=0.0)
     if mirror_sensitive:

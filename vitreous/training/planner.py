@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from vitreous.data.augment import resolve
+from vitreous.data.augment import AugmentConfig, resolve
 from vitreous.data.batches import Order, TrainingBatches
 from vitreous.model.vit import VisionTransformer
 from vitreous.training.loop import Learner, outputs_on, training_batches, update
@@ -27,6 +27,7 @@ from vitreous.training.recipe import (
 )
 
 SMALL = 64  # pixels a side up to which pictures are varied slightly
+OFTEN = 30  # passes over the pictures from which on they are varied more
 MOST_ROWS = 100  # rows of metrics.csv that a run aims at
 MOST_TIMED = 40  # steps of a kind
 COARSE_TOKENS = 36  # of a picture, from which on coarser ones are worth it
@@ -59,15 +60,7 @@ def make_plan(
         smoothing=config.smoothing,
         ema=0.0,
         balance=config.balance,
-        augmentation=resolve(
-            config.augmentation,
-            config.augment,
-            job.task.kind,
-            job.spec.channels,
-            job.spec.depth,
-            job.task.mirror_sensitive,
-            small=max(job.main_size) <= SMALL,
-        ),
+        augmentation=_augmentation(job, config, often=False),
         precision=choose_precision(config.precision, device),
         device=str(device),
         threads=choose_threads(config.threads),
@@ -96,9 +89,23 @@ def make_plan(
     return dataclasses.replace(
         plan,
         epochs=epochs,
+        augmentation=_augmentation(job, config, often=epochs >= OFTEN),
         ema=config.ema if config.ema is not None else 0.5 ** (1 / max(1.0, 0.02 * plan.steps)),
         row_every=row_every,
         seconds=round(plan.predicted(0, plan.steps, epochs // row_every + 1), 1),
+    )
+
+
+def _augmentation(job: Job, config: TrainConfig, often: bool) -> AugmentConfig:
+    return resolve(
+        config.augmentation,
+        config.augment,
+        job.task.kind,
+        job.spec.channels,
+        job.spec.depth,
+        job.task.mirror_sensitive,
+        small=max(job.main_size) <= SMALL,
+        often=often,
     )
 
 

@@ -118,7 +118,8 @@ class TrainConfig:
     ema: float | None = None
     # For unbalanced classes: weigh the loss, or draw rare classes more often
     balance: Literal["none", "weights", "sampling"] = "none"
-    # How pictures are varied: auto, none, slight, light, medium or strong; the options below change single parts of it
+    # How pictures are varied: auto (more, where each is seen often), none, slight, varied, light, medium or strong; the
+    # options below change single parts of it
     augment: str = "auto"
     augmentation: AugmentConfig = field(default_factory=AugmentConfig)
 
