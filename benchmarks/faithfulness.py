@@ -3,13 +3,19 @@
     python benchmarks/faithfulness.py RUN DATA                        # to choose a method, on validation pictures
     python benchmarks/faithfulness.py RUN DATA --split test           # to confirm it
     python benchmarks/faithfulness.py RUN DATA --captum               # with the peers, where captum is installed
-    python benchmarks/faithfulness.py RUN DATA --randomisation --pictures 200
+    python benchmarks/faithfulness.py RUN DATA --methods shapley occlusion --out scores.csv
+    python benchmarks/faithfulness.py RUN DATA --randomisation --pictures 200 --methods shapley occlusion
     python benchmarks/faithfulness.py --planted [RUN]
 
 RUN is a run directory and DATA what it was trained on, or test pictures that it has not seen. Token cells are removed
 in the order of each map, most important first (positive) and least important first (negative); the score is the area
 under the second curve less that under the first, the mean of two fills, and of a random order 0. Behind the best: the
-paired difference, with its 95 % interval; a tie where that contains 0.
+difference, paired by picture, with its 95 % interval; a tie where that contains 0. --out writes a row a picture and
+method, with both areas.
+
+Most of the time goes into passes of the model: for a method's score 4·(steps - 1) a picture, 60 of 16 steps; for a map
+1 to 4, but of occlusion one a token, of Shapley values 226, of integrated gradients 15 to 60, each with a backward pass
+and so worth 3. After each part of the pictures is said how long the rest will take.
 
 --randomisation draws the model's weights afresh and prints how far the maps still agree with those before: mean |ρ| of
 Spearman's rank correlation. "edges", which knows no weights, has 1; a map that shows what the model does has little
@@ -22,14 +28,15 @@ is there already.
 """
 
 import argparse
+import csv
 import importlib
 import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,7 +54,15 @@ from vitreous.insight.target import Target
 from vitreous.model.vit import VisionTransformer
 
 BATCH = 32  # pictures that a method is given at once
+PART = 2 * BATCH  # pictures after which is said how long the rest will take
 Method = Callable[[VisionTransformer, Tensor, Target], Tensor]  # to maps (B, gh, gw)
+
+
+class Part(NamedTuple):
+    """Some pictures of one size."""
+
+    names: list[str]
+    pixels: Tensor  # (B, C, H, W) normalised
 
 
 # Methods
@@ -115,8 +130,8 @@ def timed(method: Method, model: VisionTransformer, pixels: Tensor, target: Targ
 # Pictures of a run
 
 
-def read_pictures(predictor: Predictor, data: str, split: str, most: int, seed: int) -> list[Tensor]:
-    """Normalised pixels (B, C, H, W) of up to `most` pictures that were not trained on, a tensor a size.
+def read_pictures(predictor: Predictor, data: str, split: str, most: int, seed: int) -> list[Part]:
+    """Up to `most` pictures that were not trained on, in parts of a size.
 
     "test" takes those held out for testing and those that the run has not seen. Raises `InputError` for none.
     """
@@ -125,32 +140,40 @@ def read_pictures(predictor: Predictor, data: str, split: str, most: int, seed: 
     rank = ("test", "validation", "train").index  # a picture that stands in several was trained on
     known = {row.digest: row.split for row in sorted(predictor.run.read_split(), key=lambda row: rank(row.split))}
     wanted = ("validation",) if split == "validation" else ("test", "new")
-    by_size: dict[int, list[np.ndarray]] = {}
+    by_size: dict[int, list[tuple[str, np.ndarray]]] = {}
     found = 0
     for number in np.random.default_rng(seed).permutation(len(source)).tolist():
         picture = source.read(number)
         if known.get(digest(picture), "new") in wanted:
             size, pixels = predictor.spec.read(picture, source.names[number])
-            by_size.setdefault(size, []).append(pixels)
+            by_size.setdefault(size, []).append((source.names[number], pixels))
             found += 1
         if found == most:
             break
     if not found:
         raise InputError(f"{data} has no picture of the {split} split of {predictor.run.path}")
-    stacks = (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) for pixels in by_size.values())
-    return [predictor.spec.normalise(stack.to(predictor.device)) for stack in stacks]
+    parts = [some[i : i + PART] for some in by_size.values() for i in range(0, len(some), PART)]
+    return [Part([name for name, _ in part], normalised(predictor, [pixels for _, pixels in part])) for part in parts]
+
+
+def normalised(predictor: Predictor, pictures: Sequence[np.ndarray]) -> Tensor:
+    """Pictures (H, W, C) of one size as the model takes them, (B, C, H, W)."""
+    return predictor.normalised(torch.from_numpy(np.stack(pictures)))
 
 
 # What is measured
 
 
-def measure(predictor: Predictor, groups: list[Tensor], methods: dict[str, Method], steps: int) -> None:
-    """Prints a line a method, best first."""
+def measure(
+    predictor: Predictor, pictures: list[Part], methods: dict[str, Method], steps: int, out: Path | None
+) -> None:
+    """Prints a line a method, best first, and writes a row a picture and method."""
     kind = predictor.task.kind
     target = 0 if kind == "regression" else None
-    parts: dict[str, list[Faithfulness]] = {}
+    scores: dict[str, list[dict[str, Tensor]]] = {}  # by method and part, what `numbers_of` gives
     seconds = dict.fromkeys(methods, 0.0)
-    for number, pixels in enumerate(groups):
+    say = progress(sum(len(part.names) for part in pictures))
+    for number, (_, pixels) in enumerate(pictures):
         made = {name: timed(method, predictor.model, pixels, target) for name, method in methods.items()}
         found = faithfulness(
             predictor.model,
@@ -160,32 +183,49 @@ def measure(predictor: Predictor, groups: list[Tensor], methods: dict[str, Metho
             steps=steps,
             kind=kind,
             temperature=predictor.calibration.temperature,
+            orders=1,
             batch=2 * BATCH,
             seed=number,
         )
         for name, one in found.items():
-            parts.setdefault(name, []).append(one)
+            scores.setdefault(name, []).append(numbers_of(one))
         seconds = {name: seconds[name] + taken for name, (_, taken) in made.items()}
+        say(len(pixels))
 
-    def joined(name: str, of: Callable[[Faithfulness], Tensor]) -> Tensor:
-        return torch.cat([of(part) for part in parts[name]])
-
-    scores = {name: joined(name, lambda part: part.score) for name in parts}
-    order = sorted(parts, key=lambda name: -float(scores[name].mean()))
+    columns = list(scores["edges"][0])
+    joined = {name: {c: torch.cat([part[c] for part in parts]) for c in columns} for name, parts in scores.items()}
+    order = sorted(joined, key=lambda name: -float(joined[name]["score"].mean()))
     best = next(name for name in order if name not in CONTROLS)
-    fills = parts[best][0].fills
-    count, width = len(scores[best]), max(map(len, parts))
-    heads = "".join(f"{'with ' + fill:>10}" for fill in fills)
-    print(f"{'method':<{width}}  positive  negative    score  {'95 %':<18}{heads}  {'behind the best':<37}  a picture")
+    behind = {name: interval(joined[best]["score"] - joined[name]["score"]) for name in order}
+    width, shown = max(map(len, order)), columns[3:]
+    heads = "".join(f"{column:>11}" for column in shown)
+    print(f"{'method':<{width}}    score  {'95 %':<18}  {'behind the best':<32}{heads}   a picture")
     for name in order:
-        positive, negative = (joined(name, of).mean() for of in (lambda p: p.positive, lambda p: p.negative))
-        score = interval(scores[name])
-        line = f"{name:<{width}}  {positive:8.4f}  {negative:8.4f}  {score.mean:7.4f}  {between(score):<18}"
-        line += "".join(f"{joined(name, one_fill(number)).mean():10.4f}" for number in range(len(fills)))
-        behind = interval(scores[best] - scores[name])
-        words = f"{behind.mean:.4f} ({between(behind)}){' tie' if behind.tie else ''}"
-        line += f"  {'the best' if name == best else words:<37}"
-        print(line + (f"{1000 * seconds[name] / count:8.1f} ms" if name in methods else ""), flush=True)
+        own = interval(joined[name]["score"])
+        words = f"{behind[name].mean:7.4f}  {between(behind[name])}{'  tie' if behind[name].tie else ''}"
+        line = f"{name:<{width}}  {own.mean:7.4f}  {between(own):<18}  {'the best' if name == best else words:<32}"
+        line += "".join(f"{joined[name][column].mean():11.4f}" for column in shown)
+        each = 1000 * seconds[name] / len(joined[best]["score"]) if name in methods else 0.0
+        print(line + (f"{each:9.1f} ms" if each else ""))
+    ties = [name for name in order if name not in (best, *CONTROLS) and behind[name].tie]
+    print(f"the best: {best}" + (f", in a tie with {', '.join(ties)}" if ties else "; no other is in a tie with it"))
+    names = [name for part in pictures for name in part.names]
+    rows = (
+        [picture, name, *(float(joined[name][column][number]) for column in columns)]
+        for name in order
+        for number, picture in enumerate(names)
+    )
+    write_rows(out, ["picture", "method", *columns], rows)
+
+
+def numbers_of(found: Faithfulness) -> dict[str, Tensor]:
+    """What is kept of each picture (B,): the score, both areas, and the score with each fill alone."""
+    alone = {
+        f"with {fill}": Faithfulness((fill,), found.removed, found.positive_curves[[i]], found.negative_curves[[i]])
+        for i, fill in enumerate(found.fills)
+    }
+    both = {"score": found.score, "positive": found.positive, "negative": found.negative}
+    return both | {name: one.score for name, one in alone.items()}
 
 
 def between(found: Interval) -> str:
@@ -193,18 +233,27 @@ def between(found: Interval) -> str:
     return f"{found.low:.4f} to {found.high:.4f}"
 
 
-def one_fill(number: int) -> Callable[[Faithfulness], Tensor]:
-    """The score (B,) with one of the fills alone."""
+def progress(total: int) -> Callable[[int], None]:
+    """To be told of pictures that are done: says how many there are, and how long the others will take."""
+    began, done = time.perf_counter(), 0
 
-    def score(of: Faithfulness) -> Tensor:
-        some = slice(number, number + 1)
-        alone = Faithfulness(of.fills[some], of.removed, of.positive_curves[some], of.negative_curves[some])
-        return alone.score
+    def say(some: int) -> None:
+        nonlocal done
+        done += some
+        left = (time.perf_counter() - began) * (total - done) / done / 60
+        print(f"{done:,} of {total:,} pictures, {left:.1f} min to go", file=sys.stderr, flush=True)
 
-    return score
+    return say
 
 
-def measure_randomised(predictor: Predictor, groups: list[Tensor], names: Sequence[str]) -> None:
+def write_rows(path: Path | None, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table, where a path is given."""
+    if path is not None:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([heads, *rows])
+
+
+def measure_randomised(predictor: Predictor, pictures: list[Part], names: Sequence[str], out: Path | None) -> None:
     """Prints mean |ρ| of each method's maps before and after all weights were drawn afresh."""
 
     def of_edges(model: VisionTransformer, pixels: Tensor, target: Target) -> Attribution:
@@ -213,13 +262,18 @@ def measure_randomised(predictor: Predictor, groups: list[Tensor], names: Sequen
     target = 0 if predictor.task.kind == "regression" else None
     methods = {**{name: METHODS[name] for name in names or METHODS if name not in CONTROLS}, "edges": of_edges}
     width = max(map(len, methods))
-    cells = [math.prod(predictor.model.config.grid(*pixels.shape[-2:])) for pixels in groups for _ in pixels]
+    cells = [math.prod(predictor.model.config.grid(*part.pixels.shape[-2:])) for part in pictures for _ in part.names]
     chance = float(np.sqrt(2 / (np.pi * (np.array(cells) - 1))).mean())  # of unrelated orders, nearly normal
     print(f"{'method':<{width}} {'mean |ρ|':>9}  95 %\n{'by chance':<{width}} {chance:9.3f}")
+    rows: list[tuple[str, str, float]] = []
     for name, method in methods.items():
-        parts = [randomisation(predictor.model, pixels, method, target, batch=BATCH) for pixels in groups]
-        found = interval(torch.cat([part.correlations[-1].abs() for part in parts]))
-        print(f"{name:<{width}} {found.mean:9.3f}  {found.low:.3f} to {found.high:.3f}", flush=True)
+        found = [randomisation(predictor.model, part.pixels, method, target, batch=BATCH) for part in pictures]
+        correlations = torch.cat([part.correlations[-1] for part in found])
+        mean = interval(correlations.abs())
+        print(f"{name:<{width}} {mean.mean:9.3f}  {mean.low:.3f} to {mean.high:.3f}", flush=True)
+        shown = [picture for part in pictures for picture in part.names]
+        rows += [(picture, name, float(one)) for picture, one in zip(shown, correlations, strict=True)]
+    write_rows(out, ["picture", "method", "correlation"], rows)
 
 
 # A planted cue
@@ -271,8 +325,7 @@ def measure_planted(predictor: Predictor, methods: dict[str, Method], held_out: 
     """Prints in what share of the pictures that are answered right the largest cell lies on the texture."""
     pictures, classes, corners = held_out
     model, config = predictor.model, predictor.model.config
-    raw = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-    pixels = predictor.spec.normalise(raw.to(predictor.device))
+    pixels = normalised(predictor, list(pictures))
     with torch.no_grad():
         said = torch.cat([model(some).argmax(1) for some in pixels.split(BATCH)]).cpu().numpy()
     print(f"{len(classes):,} pictures held out, of which the model gets {(said == classes).mean():.1%} right")
@@ -308,6 +361,7 @@ def main() -> int:
     parser.add_argument("--captum", action="store_true", help="its methods too")
     parser.add_argument("--steps", type=int, default=16, help="of removal")
     parser.add_argument("--randomisation", action="store_true")
+    parser.add_argument("--out", type=Path, metavar="CSV", help="what was found of each picture")
     parser.add_argument("--planted", action="store_true")
     parser.add_argument("--train", type=int, default=6000, help="so many planted pictures")
     parser.add_argument("--epochs", type=int, default=8, help="on planted pictures")
@@ -330,19 +384,17 @@ def main() -> int:
                 measure_planted(load(run, options.device), methods, held_out)
             return 0
         predictor = load(options.run, options.device)
-        groups = read_pictures(predictor, options.data, options.split, options.pictures, options.seed)
+        pictures = read_pictures(predictor, options.data, options.split, options.pictures, options.seed)
     except InputError as fault:
         print(fault, file=sys.stderr)
         return 2
-    print(
-        f"{options.run}: {sum(map(len, groups)):,} pictures of the {options.split} split, {predictor.device}, "
-        f"{torch.get_num_threads()} threads",
-        flush=True,
-    )
+    count = sum(len(part.names) for part in pictures)
+    where = f"{predictor.device}, {torch.get_num_threads()} threads"
+    print(f"{options.run}: {count:,} pictures of the {options.split} split, {where}", flush=True)
     if options.randomisation:
-        measure_randomised(predictor, groups, options.methods)
+        measure_randomised(predictor, pictures, options.methods, options.out)
     else:
-        measure(predictor, groups, methods, options.steps)
+        measure(predictor, pictures, methods, options.steps, options.out)
     return 0
 
 

@@ -3,10 +3,11 @@
     python benchmarks/from_scratch.py cifar10 --data FOLDER --seeds 0 1 2 --peers ../peers/bin/python --test
     python benchmarks/from_scratch.py digits
 
-FOLDER holds cifar10/train.tar and cifar10/test.tar, tars of class folders, or clothing/ with train/, validation/ and
-test/. For each seed it runs what a newcomer types, `vitreous train DATA --minutes M --seed S --out RUN`, with an empty
-cache, then `vitreous eval`. Options of `vitreous train` may follow after `--`, to try them. What is scored is the
-validation split, to choose by; --test scores the test pictures instead, for the figure that is published.
+FOLDER holds cifar10/train.tar and cifar10/test.tar, tars of class folders, the same in fashion/ (idx_to_tar.py makes
+them), or clothing/ with train/, validation/ and test/. For each seed it runs what a newcomer types,
+`vitreous train DATA --minutes M --seed S --out RUN`, with an empty cache, then `vitreous eval`. Options of
+`vitreous train` may follow after `--`, to try them. What is scored is the validation split, to choose by; --test scores
+the test pictures instead, for the figure that is published.
 
 With --peers, the Python of an environment with timm (peers/README.md), a ResNet-18 trains for as long, varied once its
 usual way and once as Vitreous varies pictures, and each seed is held against it, picture by picture. With --test it
@@ -56,6 +57,7 @@ class Task:
 TASKS = {
     "cifar10": Task("cifar10/train.tar", "cifar10/train.tar", "cifar10/test.tar", 10.0),
     "clothing": Task("clothing", "clothing/train", "clothing/test", 10.0),
+    "fashion": Task("fashion/train.tar", "fashion/train.tar", "fashion/test.tar", 10.0),
     "digits": Task("digits", "", "", 1.0),
 }
 

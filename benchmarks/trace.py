@@ -1,7 +1,9 @@
 """What it costs to look inside: everything of ViT-Ti/16 at 224², and the memory of a tokens-to-token first stage.
 
 python benchmarks/trace.py, on Linux or macOS. Times are medians of rounds in which the plain pass, the attention
-matrices alone and the trace follow each other; memory is the peak of a fresh process beyond that of a plain pass.
+matrices alone and the trace follow each other. A trace keeps what a pass lets go of, in fresh memory: the pages that
+the system hands out are counted too. "looked at" also works out the lengths of tokens and what positions add. Memory is
+the peak of a fresh process.
 """
 
 import resource
@@ -33,21 +35,24 @@ def measure_cost() -> float:
     found = trace(model, pixels, what=("q", "k"))
     scale = (model.config.width // model.config.heads) ** -0.5
     layers = [(layer.q, layer.k, scale) for layer in found.layers.values()]
-    times: dict[str, list[float]] = {"plain": [], "matrices": [], "trace": []}
     work: dict[str, Callable[[], object]] = {
         "plain": lambda: model(pixels),
         "matrices": lambda: matrices(layers),
         "trace": lambda: trace(model, pixels),
+        "looked at": lambda: [(layer.norms, layer.position) for layer in trace(model, pixels).layers.values()],
     }
+    times: dict[str, list[float]] = {name: [] for name in work}
+    pages: dict[str, list[int]] = {name: [] for name in work}
     with torch.no_grad():
         for _ in range(ROUNDS):
             for name, call in work.items():
-                began = time.perf_counter()
+                before, began = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - began)
+                pages[name].append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     medians = {name: statistics.median(some) for name, some in times.items()}
     for name, seconds in medians.items():
-        print(f"{name:<9} {1000 * seconds:6.1f} ms")
+        print(f"{name:<9} {1000 * seconds:6.1f} ms {statistics.median(pages[name]):7,.0f} pages")
     return (medians["trace"] - medians["matrices"]) / medians["plain"]
 
 

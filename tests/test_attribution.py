@@ -22,8 +22,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"steps": 4, "most": 4},
     "integrated_tokens": {"steps": 4, "most": 4},
     "shapley": {"orders": 2, "groups": 3},
+    "guided_shapley": {"orders": 2, "groups": 3},
 }
-LINEAR = [name for name in METHODS if name not in ("attention", "rollout", "gradient_attention", "grad_cam", "random")]
+CURVED = ("attention", "rollout", "gradient_attention", "grad_cam", "guided_shapley", "random")
+LINEAR = [name for name in METHODS if name not in CURVED]
 SKIPS = {"plain": {}, "value skip": {"value_skip": True}, "relative": {"position": "relative", "position_at": "every"}}
 
 
@@ -34,6 +36,13 @@ def attribute(method: str, model: Any, pixels: Tensor, target: Any = None, **opt
 def exact_model(kind: str = "patch", **fields: Any) -> Any:
     """In float64, so that what is equal is equal to the last digits."""
     return tiny_model(tiny_config(kind, **fields)).double()
+
+
+def counted(model: nn.Module) -> list[int]:
+    """How many pictures pass the model from now on, pass by pass."""
+    counts: list[int] = []
+    model.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
+    return counts
 
 
 class OneCell(nn.Module):
@@ -317,11 +326,11 @@ class TestGradCam:
 class TestIntegratedGradients:
     @pytest.mark.parametrize("method", ["integrated_gradients", "integrated_tokens"])
     @pytest.mark.parametrize("baseline", ["mean", "blur", "given"])
-    @pytest.mark.parametrize("target", [None, 2, (0, 4)])
+    @pytest.mark.parametrize("target", [None, 1, (0, 4)])
     def test_they_sum_to_the_difference_from_the_baseline(self, method, baseline, target):
         model, pixels = exact_model("stem"), pictures(tiny_config("stem")).double()
         given: Any = torch.full((3, 1, 1), 0.3) if baseline == "given" else baseline
-        found = METHODS[method](model, pixels, target, given, most=4096)
+        found = METHODS[method](model, pixels, target, given, most=1024)
         start = filled(pixels, given, (3, 5))
         chosen = attribution.direction(model(pixels), target)
         difference = ((model(pixels) - model(start)) * chosen).sum(1)
@@ -329,13 +338,63 @@ class TestIntegratedGradients:
         torch.testing.assert_close(found.tokens.sum((1, 2)), difference.detach(), rtol=0.01, atol=0)
         torch.testing.assert_close(found.pixels.sum((1, 2)), difference.detach(), rtol=0.01, atol=0)
 
+    @pytest.mark.parametrize("method", ["integrated_gradients", "integrated_tokens"])
+    @pytest.mark.parametrize("kind", ["patch", "stem", "t2t", "performer"])
+    def test_of_every_tokenizer_they_sum_to_the_difference_within_the_gradients_allowed(self, kind, method):
+        model = tiny_model(tiny_config(kind))
+        pixels = pictures(model.config)
+        found = METHODS[method](model, pixels, 2)
+        difference = (model(pixels) - model(torch.zeros_like(pixels)))[:, 2].detach()
+        assert found.note == ""
+        torch.testing.assert_close(found.tokens.sum((1, 2)), difference, rtol=0.0101, atol=0)
+
+    def test_soft_splits_that_change_at_once_beside_the_baseline_take_few_gradients(self):
+        model = tiny_model(tiny_config("t2t", norm_eps=1e-10))
+        pixels = pictures(model.config, count=1)
+        faint, whole = model(1e-3 * pixels), model(pixels)
+        assert (whole - faint).abs().max() < 0.05 * (whole - model(torch.zeros_like(pixels))).abs().max()
+        counts = counted(model)
+        found = attribution.integrated_gradients(model, pixels, 2)
+        assert found.note == ""
+        assert sum(counts) < 100
+
+    def test_a_way_without_turns_takes_the_first_steps_alone(self):
+        model = tiny_model(tiny_config())
+        counts = counted(model)
+        attribution.integrated_gradients(model, 0.1 * pictures(model.config, count=1), 2, steps=9)
+        assert sum(counts) == 1 + 9  # its score, and the steps
+
+    def test_the_integral_is_that_of_maps_that_are_known(self):
+        """A score of α⁴, a jump that a thousandth of the way holds, and none."""
+        slopes = (lambda a: 4 * a**3, lambda a: 1e3 * torch.exp(-1e3 * a), lambda a: 0 * a)
+        scores = (lambda a: a**4, lambda a: 1 - torch.exp(-1e3 * a), lambda a: 0 * a)
+        for slope, score in zip(slopes, scores, strict=True):
+            asked: list[Tensor] = []
+
+            def at(alphas: Tensor, slope: Any = slope, score: Any = score, asked: Any = asked) -> tuple[Tensor, Tensor]:
+                asked.append(alphas)
+                return score(alphas), torch.stack((2 * slope(alphas), -slope(alphas)), 1)
+
+            total, gap, count = attribution._along(at, steps=5, most=64)
+            difference = score(torch.ones(1).double())
+            torch.testing.assert_close(total, torch.cat((2 * difference, -difference)), rtol=0.01, atol=0)
+            alphas = torch.cat(asked)
+            assert gap <= 0.01
+            assert count == len(alphas) == len(alphas.unique()) <= 64
+
     def test_a_gap_that_stays_is_told(self):
         model, pixels = exact_model(), pictures(tiny_config()).double()
-        found = attribution.integrated_gradients(model, pixels, 2, steps=1, most=2)
+        found = attribution.integrated_gradients(model, pixels, 2, steps=3, most=4)
         difference = (model(pixels) - model(torch.zeros_like(pixels)))[:, 2]
         gap = ((found.pixels.sum((1, 2)) - difference).abs() / difference.abs()).max()
         assert gap > 0.01
-        assert found.note == f"completeness gap {100 * gap:.1f} % after 2 steps"
+        assert found.note == f"completeness gap {100 * gap:.1f} % after 3 steps"
+
+    def test_no_more_gradients_are_taken_than_are_allowed(self):
+        model = tiny_model(tiny_config("t2t", norm_eps=1e-10))
+        counts = counted(model)
+        attribution.integrated_gradients(model, pictures(model.config, count=1), 2, steps=5, most=14)
+        assert sum(counts) == 1 + 13  # two at a time
 
     def test_of_patches_those_of_tokens_are_the_same_and_of_soft_splits_they_are_not(self):
         for kind in ("patch", "t2t"):
@@ -347,26 +406,24 @@ class TestIntegratedGradients:
             )
             assert torch.allclose(of_pixels, of_tokens) == (kind == "patch")
 
-    def test_steps_are_doubled_only_for_pictures_that_need_them(self):
+    def test_a_picture_takes_as_many_gradients_in_a_batch_as_alone(self):
         model, pixels = exact_model(), pictures(tiny_config()).double()
-        counts = []
-        model.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
-        attribution.integrated_gradients(model, pixels[:1], 1, steps=2)
+        counts = counted(model)
+        attribution.integrated_gradients(model, pixels[:1], 1, steps=3)
         alone = sum(counts)
-        assert alone > 2 + 2
+        assert alone > 1 + 3
         counts.clear()
-        attribution.integrated_gradients(model, torch.cat((pixels[:1], torch.zeros_like(pixels[:1]))), 1, steps=2)
-        assert sum(counts) == alone + 2 + 2  # its two scores, and two steps
+        attribution.integrated_gradients(model, torch.cat((pixels[:1], torch.zeros_like(pixels[:1]))), 1, steps=3)
+        assert sum(counts) == alone + 1 + 3  # its score, and the first steps
 
     @pytest.mark.parametrize("at_once", [1, 15 * 3, 10**6])
     def test_memory_bounds_what_passes_together_but_not_the_answer(self, at_once, monkeypatch):
         model, pixels = exact_model(), pictures(tiny_config()).double()
-        whole = attribution.integrated_gradients(model, pixels, 1, steps=8, most=8)
+        whole = attribution.integrated_gradients(model, pixels, 1, steps=9, most=9)
         monkeypatch.setattr(attribution, "TOKENS_AT_ONCE", at_once)
-        counts = []
-        model.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
-        parts = attribution.integrated_gradients(model, pixels, 1, steps=8, most=8)
-        assert max(counts[2:]) == {1: 1, 45: 3}.get(at_once, 8)
+        counts = counted(model)
+        parts = attribution.integrated_gradients(model, pixels, 1, steps=9, most=9)
+        assert max(counts[1:]) == {1: 1, 45: 3}.get(at_once, 9)
         torch.testing.assert_close(whole.pixels, parts.pixels)
 
     def test_a_picture_that_is_its_baseline_has_nothing_to_explain(self):
@@ -416,18 +473,49 @@ class TestShapley:
         difference = (model(pixels) - model(filled(pixels, "blur", (3, 5))))[:, 1].detach()
         torch.testing.assert_close(found.tokens.sum((1, 2)), difference)
 
-    def test_of_many_orders_they_are_the_values_of_all(self):
-        model = exact_model(image_size=(4, 24))
-        pixels = pictures(model.config, count=1).double()
-        gains = torch.zeros(3, dtype=torch.float64)
+    @staticmethod
+    @torch.no_grad()
+    def of_all_orders(model: Any, pixels: Tensor) -> Tensor:
+        """(B, 3) exact values of three cells of 8 columns, for output 2."""
+        gains = torch.zeros(len(pixels), 3, dtype=torch.float64)
         for order in itertools.permutations(range(3)):
             shown = torch.zeros_like(pixels)
             for cell in order:
-                before = model(shown)[0, 2].detach()
+                before = model(shown)[:, 2]
                 shown[..., cell * 8 : cell * 8 + 8] = pixels[..., cell * 8 : cell * 8 + 8]
-                gains[cell] += (model(shown)[0, 2].detach() - before) / 6
-        found = attribution.shapley(model, pixels, 2, orders=400).tokens.flatten()
+                gains[:, cell] += (model(shown)[:, 2] - before) / 6
+        return gains
+
+    def test_of_many_orders_they_are_the_values_of_all(self):
+        model = exact_model(image_size=(4, 24))
+        pixels = pictures(model.config, count=1).double()
+        gains = self.of_all_orders(model, pixels)
+        found = attribution.shapley(model, pixels, 2, orders=400).tokens.flatten(1)
         torch.testing.assert_close(found, gains, rtol=0, atol=0.1 * gains.abs().max().item())
+
+    def test_guided_they_are_nearer_to_the_values_than_either_alone_of_few_orders(self):
+        model = exact_model(image_size=(4, 24))
+        pixels = pictures(model.config, count=20).double()
+        exact = self.of_all_orders(model, pixels)
+        few = {"orders": 2, "groups": 2}
+        off = [
+            float((METHODS[name](model, pixels, 2, **options).tokens.flatten(1) - exact).norm())
+            for name, options in (("guided_shapley", few), ("shapley", few), ("integrated_tokens", {}))
+        ]
+        assert off[0] < min(off[1:])
+
+    def test_guided_they_sum_to_the_difference_from_the_filled_picture(self):
+        model = exact_model("stem", pool="class")
+        pixels = pictures(model.config).double()
+        found = attribution.guided_shapley(model, pixels, 1, "blur", orders=4)
+        difference = (model(pixels) - model(filled(pixels, "blur", (3, 5))))[:, 1].detach()
+        torch.testing.assert_close(found.tokens.sum((1, 2)), difference)
+
+    def test_the_whole_and_the_filled_picture_are_asked_about_once(self):
+        model, pixels = exact_model(), pictures(tiny_config(), count=1).double()
+        counts = counted(model)
+        attribution.shapley(model, pixels, 1, orders=6, groups=5)
+        assert sum(counts) == 1 + 2 + 6 * 4
 
     def test_they_are_seeded(self):
         model, pixels = exact_model(), pictures(tiny_config()).double()
@@ -543,8 +631,8 @@ class TestEveryMethod:
         ("attention", {"head": -1}, "head is -1: expected 0 to 1"),
         ("grad_cam", {"layer": -3}, "expected 0 to 1"),
         ("grad_cam", {"place": "between"}, "expected before or after"),
-        ("integrated_gradients", {"steps": 0}, "steps is 0: expected 1 to"),
-        ("integrated_gradients", {"steps": 9, "most": 8}, "steps is 9: expected 1 to 8"),
+        ("integrated_gradients", {"steps": 2}, "steps is 2: expected 3 to 256"),
+        ("integrated_gradients", {"steps": 9, "most": 8}, "steps is 9: expected 3 to 8"),
         ("integrated_gradients", {"baseline": "black"}, "fill is 'black': expected mean, blur or pixels"),
         ("integrated_gradients", {"baseline": torch.zeros(3, 12, 12)}, r"\(3, 12, 12\): expected \(2, 3, 12, 40\)"),
         ("occlusion", {"window": 4}, "window is 4: expected 1 to 3, for a grid of 3×5"),
@@ -556,6 +644,21 @@ def test_an_option_that_does_not_fit_is_named_with_what_does(method, options, me
     model = tiny_model(tiny_config())
     with pytest.raises(InputError, match=message):
         METHODS[method](model, pictures(model.config), **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        ("a.jpg", "pixels are a str: expected a tensor of normalised pixels"),
+        (torch.zeros(3, 12, 40), r"\(3, 12, 40\): expected \(batch, 3, height, width\)"),
+        (torch.zeros(2, 3, 12, 40, dtype=torch.uint8), "pixels are uint8: expected float32, normalised"),
+    ],
+    ids=["path", "one picture", "bytes"],
+)
+def test_what_are_no_normalised_pixels_is_said(method, pixels, message):
+    with pytest.raises(InputError, match=message):
+        METHODS[method](tiny_model(tiny_config()), pixels)
 
 
 def test_a_transition_between_dense_blocks_has_no_attention_to_show():

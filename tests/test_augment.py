@@ -348,13 +348,26 @@ def test_float_pictures_are_not_clamped():
     assert images.max() > 50
 
 
-def resolved(policy="auto", kind="classification", channels=3, depth="uint8", mirror_sensitive=False, **asked):
-    return resolve(AugmentConfig(**asked), policy, kind, channels, depth, mirror_sensitive)
+def resolved(
+    policy="auto", kind="classification", channels=3, depth="uint8", mirror_sensitive=False, small=False, often=False,
+    **asked,
+):  # fmt: skip
+    return resolve(AugmentConfig(**asked), policy, kind, channels, depth, mirror_sensitive, small, often)
 
 
 @pytest.mark.parametrize("kind", ["classification", "multilabel"])
 def test_auto_is_light_for_labels(kind):
     assert resolved(kind=kind) == POLICIES["light"]
+
+
+@pytest.mark.parametrize(
+    ("small", "often", "expected"),
+    [(False, False, "light"), (False, True, "medium"), (True, False, "slight"), (True, True, "varied")],
+)
+def test_auto_goes_by_the_size_of_the_pictures_and_by_how_often_each_is_seen(small, often, expected):
+    assert resolved(small=small, often=often) == POLICIES[expected]
+    assert resolved("strong", small=small, often=often) == STRONG
+    assert resolved(kind="regression", small=small, often=often) == NONE
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -365,6 +378,8 @@ def test_a_policy_by_name_is_taken_whole_and_what_is_asked_for_wins(policy):
 
 def test_mirror_sensitive_classes_are_flipped_only_when_asked_and_auto_is_gentle():
     gentle = resolved(mirror_sensitive=True)
+    assert resolved(mirror_sensitive=True, small=True, often=True) == gentle
+    assert resolved(mirror_sensitive=True, often=True) == gentle
     assert (gentle.flip, gentle.vertical_flip, gentle.crop, gentle.erase) == (0, 0, 1, 0)
     assert gentle.shift
     assert gentle.operations

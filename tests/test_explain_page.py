@@ -158,9 +158,11 @@ def make_explanation(
         truth="dog",
         prefix=prefix,
         attributions=[
-            PageAttribution("rollout", "All attention.", rng.random(grid), 0.4, (0.3, 0.5), 0.45, 0.5),
-            PageAttribution("occlusion", "Patches are covered.", rng.normal(size=grid), 0.9, (0.8, 1.0), 0.45, 0.5),
+            PageAttribution("rollout", "All attention.", rng.random(grid), 0.4),
+            PageAttribution("occlusion", "Patches are covered.", rng.normal(size=grid), 0.9),
         ],
+        chance=0.45,
+        edges=0.5,
         attention=softmax(rng.normal(0, 2, (blocks, heads, len(prefix) + tokens, len(prefix) + tokens))),
         lens=PageLens(["cat", "dog"], rng.random((blocks + 1, 2))),
         ledger=PageLedger(names, values, float(values.sum()), tokens=parts),
@@ -362,7 +364,7 @@ def test_the_words_say_what_the_model_did(visit, cell: int):
     place = f"{_range('row', down, min(down + cell - 1, 5))}, {_range('column', across, min(across + cell - 1, 6))}"
     words = caption(shown).replace("\u2068", "").replace("\u2069", "")
     assert f"attends most to {place} ({_percent(row[2:].max())})" in words
-    assert f"; {_percent(row[0])} to the class token and {_percent(row[1])} to register 1. Block 2, head 1." in words
+    assert f"; {_percent(row[0])} to the class token and {_percent(row[1])} to register 1. Block 3, head 2." in words
     shown.mouse.move(5, 5)
     shown.locator("#from button", has_text="all patches").click()
     shown.locator("#mean").click()
@@ -518,25 +520,185 @@ def test_the_shown_parts_of_the_score_and_the_others_are_its_sum(visit):
 
 
 @needs_browser
-def test_the_most_faithful_map_comes_first_and_what_no_one_can_believe_is_said(visit):
+def test_maps_keep_their_order_and_the_first_is_shown_whatever_they_score(visit):
     shown = visit(make_explanation())
-    assert shown.locator("#maps .what").all_inner_texts() == ["occlusion", "rollout"]
-    assert "better than a random map and the picture’s edges" in shown.inner_text("#map-caption")
-    shown.locator("#maps button").nth(1).click()
-    assert "not told apart from a random map and the picture’s edges" in shown.inner_text("#map-caption")
+    assert shown.locator("#maps .what").all_inner_texts() == ["rollout", "occlusion"]
+    assert shown.locator("#maps button").first.get_attribute("aria-pressed") == "true"
+    assert shown.inner_text("#map-caption").startswith("rollout.")
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("score", "verdict"),
+    [
+        (0.4, "within chance: random maps stay within ±0.45"),
+        (-0.4, "within chance: random maps stay within ±0.45"),
+        (-0.6, "worse than chance"),
+        (0.48, "better than chance, no better than edges"),
+        (0.9, "better than chance: random maps stay within ±0.45, and the picture’s edges alone have 0.50"),
+    ],
+)
+def test_a_score_is_held_against_chance(visit, score: float, verdict: str):
+    shown = visit(make_explanation(attributions=[PageAttribution("one", "", np.eye(4, 6), score)]))
+    assert f", {verdict}" in shown.inner_text("#map-caption")
+    assert "random maps stay within ±0.45" in shown.inner_text("#chance-words")
+
+
+@needs_browser
+def test_scores_have_the_digits_that_chance_on_the_picture_asks_for(visit):
+    shown = visit(make_explanation(attributions=[PageAttribution("one", "", np.eye(4, 6), 0.0062)], chance=0.004))
+    assert "Faithfulness 0.006, better than chance, no better than edges: random maps stay within ±0.004" in (
+        shown.inner_text("#map-caption")
+    )
+
+
+@needs_browser
+def test_the_band_of_chance_lies_about_0_on_the_bar_of_every_score(visit):
+    scores = {"none": 0.0, "at the edge": 0.45, "much": 0.9}
+    shown = visit(make_explanation(attributions=[PageAttribution(n, "", np.eye(4, 6), x) for n, x in scores.items()]))
+    read = "marks => marks.map(mark => [parseFloat(mark.style.left), parseFloat(mark.style.width)])"
+    bands = np.array(shown.eval_on_selector_all("#maps .strip .chance", read))
+    none, edge, much = np.array(shown.eval_on_selector_all("#maps .strip .dot", read), float)[:, 0]
+    assert none < edge < much
+    np.testing.assert_allclose(bands, [[2 * none - edge, 2 * (edge - none)]] * 3, atol=0.01)
+
+
+@needs_browser
+def test_a_difference_is_asked_for_as_the_first_rather_than_the_second(visit):
+    ledger = PageLedger(["bias"], np.array([1.0]), 1.0)
+    shown = visit(make_explanation(target="dog", against="cat", ledger=ledger))
+    assert shown.inner_text("h1") == "What speaks for dog rather than cat?"
+    assert "the first answer less that of the second" in shown.inner_text("#ledger-words")
+
+
+@needs_browser
+def test_what_is_faint_is_gathered_in_one_line(visit):
+    answers = [PageAnswer(f"class {i}", p) for i, p in enumerate([0.9, 0.08, 0.005, 0.004, 0.004, 0.004, 0.003])]
+    ledger = PageLedger([f"part {i}" for i in range(6)], np.array([3.0, -1.0, 0.014, 0.0, 0.01, -0.002]), 2.022)
+    shown = visit(make_explanation(answers=answers, target="class 4", ledger=ledger))
+    assert shown.locator(".answer bdi").all_inner_texts() == ["class 0", "class 1", "class 2", "class 4"]
+    assert "others: 3 classes, 1.1 %" in shown.inner_text("#answers").replace("\u00a0", " ")
+    assert shown.locator("#ledger-rows th").all_inner_texts() == ["part 0", "part 1", "4 others", "score (logit)"]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "others"),
+    [
+        ([0.9, 0.004], False, ""),  # one alone takes no more room than a line about it
+        ([0.6, *[0.05] * 8], False, "others: 3 classes, 15.0\u00a0%"),
+        ([0.9, 0.003, 0.001], True, "others: 2 labels, none above 0.3\u00a0%"),
+    ],
+)
+def test_the_other_answers_are_counted(probabilities: list[float], labels: bool, others: str):
+    answers = [PageAnswer(str(i), p) for i, p in enumerate(probabilities)]
+    html = explain_page([make_explanation(answers=answers, target="0", labels=labels)], FACTS)
+    assert read_data(html)["pictures"][0]["others"] == others
 
 
 @needs_browser
 def test_a_number_is_shown_in_its_unit_and_what_is_not_known_as_a_dash(visit):
     lens = PageLens(["length"], np.array([[11.0], [np.nan], [12.5], [12.41]]), "mm")
     answers = [PageAnswer("length", 12.41, "mm", (10.2, 14.6)), PageAnswer("width", np.nan, "")]
-    unknown = PageAttribution("none", "", np.full((4, 6), np.nan), np.nan, (np.nan, 1.0), np.nan)
-    shown = visit(make_explanation(answers=answers, target="length", lens=lens, attributions=[unknown]))
+    unknown = PageAttribution("none", "", np.full((4, 6), np.nan), np.nan)
+    shown = visit(make_explanation(answers=answers, target="length", lens=lens, attributions=[unknown], chance=np.nan))
     assert shown.inner_text("h1").replace("\u00a0", " ") == "Why 12.41 mm?"
     assert "likely from 10.2 mm to 14.6 mm" in shown.inner_text("#answers").replace("\u00a0", " ")
     assert shown.locator(".answer .number").nth(1).inner_text() == "–"
     shown.locator("#lens summary").click()
     assert shown.locator("#lens-table td").all_inner_texts()[1] == "–"
+
+
+@needs_browser
+@pytest.mark.parametrize(("low", "high"), [(1234.51, 1234.53), (-0.0021, 0.0004), (3.0, 90_000.0), (7.0, 7.0)])
+def test_the_ticks_of_the_lens_can_be_told_apart(visit, low: float, high: float):
+    values = np.linspace(low, high, 4)[:, None]
+    shown = visit(make_explanation(lens=PageLens(["length (mm)"], values, "mm"), target="length (mm)"))
+    ticks = shown.locator("#lens-chart text[text-anchor=end]").all_text_contents()
+    numbers = [float(tick.replace("−", "-")) for tick in ticks]
+    assert len(numbers) >= 3
+    assert numbers == sorted({*numbers})
+    assert low - 1 <= numbers[0] <= numbers[-1] <= high + 1
+    shown.locator("#lens summary").click()
+    assert len({*shown.locator("#lens-table td").all_inner_texts()}) == len({*values[:, 0]})
+    shown.set_viewport_size({"width": 390, "height": 800})
+    shown.wait_for_function("() => document.querySelector('#lens-chart svg').getBoundingClientRect().width < 390")
+    for name in shown.locator("#lens-chart text").all():
+        box = name.bounding_box()
+        assert box
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= 390
+
+
+@needs_browser
+def test_the_parts_of_a_number_are_added_to_the_mean_of_the_training_pictures(visit):
+    parts = np.array([0.02, -0.005, 0.0025])
+    ledger = PageLedger(["a", "b", "c"], parts, 12.0175, "mm", start=12.0)
+    shown = visit(make_explanation(ledger=ledger))
+    assert shown.locator("#ledger-rows th").all_inner_texts() == [
+        "mean of the training pictures",
+        "a",
+        "b",
+        "c",
+        "sum (mm)",
+    ]
+    numbers = [float(text.replace("−", "-")) for text in shown.locator("#ledger-rows .number").all_inner_texts()]
+    np.testing.assert_allclose(numbers, [12.0, *parts, 12.0175])
+    assert shown.locator("#ledger-rows .bar").count() == 3  # beside the mean the parts could not be seen
+
+
+@needs_browser
+def test_the_picture_comes_before_the_facts_on_a_phone_and_beside_them_elsewhere(visit):
+    shown = visit(make_explanation())
+    tops = "['h1', '#seen', '#answers', '#facts'].map(one => document.querySelector(one).getBoundingClientRect().top)"
+    shown.set_viewport_size({"width": 420, "height": 900})
+    found = shown.evaluate(tops)
+    assert found == sorted(found)
+    shown.set_viewport_size({"width": 1440, "height": 900})
+    heading, picture, answers, facts = shown.evaluate(tops)
+    assert picture <= heading < answers < facts
+
+
+@needs_browser
+def test_the_windows_of_every_split_play_in_their_order_until_stopped(visit):
+    splits = [PageSplit((16, 16), 7, 4, 2), PageSplit((8, 8), 3, 2, 1), PageSplit((4, 4), 3, 2, 1)]
+    shown = visit(make_explanation((4, 4), splits=splits, pixels=np.zeros((64, 64), np.uint8)))
+    chosen = shown.inner_text("#splits-caption")
+    shown.clock.install()
+    shown.clock.pause_at(shown.evaluate("Date.now()") + 1000)
+    shown.locator("#play").focus()
+    shown.keyboard.press("Enter")
+    assert shown.inner_text("#play") == "Stop"
+    shown.clock.run_for(300)
+    assert "Split 1 of 3, window 3 of 256" in shown.inner_text("#splits-caption")
+    shown.keyboard.press("Enter")
+    assert (shown.inner_text("#splits-caption"), shown.inner_text("#play")) == (chosen, "Play the windows")
+
+    shown.clock.resume()
+    shown.emulate_media(reduced_motion="reduce")
+    shown.get_by_text("Next window", exact=True).wait_for()
+    told = []
+    while True:
+        shown.keyboard.press("Enter")
+        words = shown.inner_text("#splits-caption")
+        if words == chosen:
+            break
+        told += [(int(split), int(window)) for split, window in re.findall(r"^Split (\d) of 3, window (\d+) of", words)]
+    assert told == sorted({*told})
+    assert told[:9] == [(1, n) for n in (1, 2, 3, 4, 5, 6, 7, 8, 23)]
+    assert [max(window for split, window in told if split == i) for i in (1, 2, 3)] == [256, 64, 16]
+
+
+@needs_browser
+def test_a_window_is_marked_where_it_lies_and_places_that_more_hold_are_brighter(visit):
+    splits = [PageSplit((4, 4), 7, 4, 2)]
+    shown = visit(make_explanation((4, 4), splits=splits, pixels=np.zeros((16, 16), np.uint8)))
+    shown.emulate_media(reduced_motion="reduce")
+    for _ in range(2):
+        shown.locator("#play").click()
+    mark = "mark => ['x', 'y', 'width', 'height'].map(name => +mark.getAttribute(name))"
+    assert shown.eval_on_selector("#split-board .mark:not(.under)", mark) == [0.5, -0.5, 1.75, 1.75]  # columns 2 to 8
+    read = "canvas => [...canvas.getContext('2d').getImageData(0, 0, 16, 16).data]"
+    light = np.array(shown.eval_on_selector("#split-board canvas", read)).reshape(16, 16, 4)[:, :, :3].sum(-1)
+    assert light[0, 12] < light[0, 0] == light[0, 8] < light[0, 3]  # held by none, by one, by both
 
 
 @needs_browser

@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,6 +55,10 @@ def pointing(cell: tuple[int, int], count: int) -> Tensor:
 
 def drawn(count: int) -> Tensor:
     return torch.randn(count, *GRID, generator=torch.Generator().manual_seed(0))
+
+
+def as_attribution(tokens: Tensor) -> Attribution:
+    return Attribution("test", tokens, torch.zeros(len(tokens), 12, 40), torch.zeros(len(tokens)))
 
 
 def score_of_number(model: VisionTransformer, pixels: Tensor, maps: dict[str, Tensor], **options: Any):
@@ -210,8 +215,15 @@ def test_edges_are_found_where_they_are():
         ({"attributions": {"a": torch.full((2, 3, 5), torch.nan)}}, ["not finite"]),
         ({"fills": ("black",), "steps": 0, "batch": 0}, ["black", "mean, blur", "steps is 0", "batch is 0"]),
         ({"fills": ()}, ["mean, blur"]),
-        ({"target": 2}, ["target 2", "0 to 1"]),
-        ({"target": (0, 7)}, ["target 7"]),
+        ({"target": 2}, ["target is 2", "0 to 1"]),
+        ({"target": (0, 7)}, ["target is (0, 7)"]),
+        ({"target": 0.5}, ["target is 0.5"]),
+        ({"attributions": torch.zeros(2, 3, 5), "steps": 0}, ["attributions are a Tensor", "maps by name", "steps"]),
+        ({"attributions": {"a": as_attribution(torch.zeros(2, 3, 5))}}, ["a are a Attribution", "(2, 3, 5)"]),
+        ({"pixels": white(2)[0]}, ["(3, 12, 40): expected (batch, 3, height, width)"]),
+        ({"pixels": white(2).double()}, ["pixels are float64: expected float32"]),
+        ({"pixels": white(2).numpy()}, ["pixels are a ndarray"]),
+        ({"model": SimpleNamespace(model=OneCell())}, ["model is a SimpleNamespace", "predictor.model"]),
         ({"kind": "detection"}, ["detection", "classification"]),
         ({"kind": "regression"}, ["which of the 2 numbers"]),
         ({"pixels": white(0), "attributions": {}}, ["no pictures"]),
@@ -278,10 +290,6 @@ def test_spearman_of_known_values_with_ties():
 def test_spearman_refuses_maps_of_two_shapes():
     with pytest.raises(InputError, match="expected two alike"):
         spearman(torch.zeros(2, 4), torch.zeros(2, 5))
-
-
-def as_attribution(tokens: Tensor) -> Attribution:
-    return Attribution("test", tokens, torch.zeros(len(tokens), 12, 40), torch.zeros(len(tokens)))
 
 
 def of_edges(model: VisionTransformer, pixels: Tensor, target: Any) -> Attribution:

@@ -3,8 +3,10 @@
 import dataclasses
 import io
 import math
+import re
 import sys
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -261,7 +263,7 @@ def test_heads_that_attend_to_all_alike_look_as_far_as_tokens_lie_apart(fields):
     wanted = distances(model).mean()
     assert found.everywhere == pytest.approx(wanted)
     assert found.pixels == pytest.approx(np.full((2, 2), wanted), rel=1e-5)
-    assert found.shares == pytest.approx(np.full((2, 2), wanted / math.hypot(12, 40)), rel=1e-5)
+    assert found.diagonal == pytest.approx(math.hypot(12, 40))
 
 
 def test_heads_that_attend_to_their_own_place_look_no_further():
@@ -551,7 +553,8 @@ def test_a_model_has_the_pictures_that_suit_it_and_they_are_drawn_without_a_word
     found = figures.model_pictures(tiny_model(config), pictures(config, count=3))
     assert {title for title, _, _ in found} == {*ALWAYS, *some}
     for title, caption, figure in found:
-        assert caption.endswith((".", "…"))
+        assert caption.endswith(".")
+        assert not re.search(r"[.!?] [A-Z]", caption)
         width, height = figure.get_size_inches()
         assert 1 < width < 14, title
         assert 0.5 < height < 8, title
@@ -605,6 +608,35 @@ def test_scores_of_one_target_and_of_many_are_drawn():
     axes = figures.draw_scores_by_depth(one, task).axes[0]
     assert axes.get_ylabel() == "RMSE (mm)"
     assert np.asarray(axes.lines[0].get_ydata()) == pytest.approx(one.values[:, 0])
+
+
+def test_a_figure_as_svg_has_text_as_text_the_pages_colours_and_ids_of_its_own():
+    task = Task("regression", ('<i style="a: b">', "猫"), ("mm",) * 2, (0.0,) * 2, (1.0,) * 2)
+    scores = measures.DepthScores("RMSE", np.linspace(2, 1, 8).reshape(4, 2), np.full(2, 2.0))
+    first, second = (figures.to_svg(figures.draw_scores_by_depth(scores, task), words) for words in ("one", 'two "<'))
+    tree = ElementTree.fromstring(second)
+    assert (tree.tag, tree.attrib["role"], tree.attrib["aria-label"]) == ("svg", "img", 'two "<')
+    assert {'<i style="a: b">', "猫"} <= {text.text for text in tree.iter("text")}
+    names = {name for element in tree.iter() for name in element.attrib}
+    assert not names & {"style", "font-family", "xlink:href"}
+    lines = [path.attrib["stroke"] for path in tree.iter("path") if "stroke" in path.attrib]
+    assert {"var(--blue)", "var(--orange)", "var(--line)"} <= set(lines)
+    assert not [colour for colour in lines if colour.startswith("#")]
+    ids = [set(re.findall(r' id="(\w+)"', text)) for text in (first, second)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    assert set(re.findall(r"#(\w+)\)", second)) <= ids[1]
+    assert figures.to_svg(figures.draw_scores_by_depth(scores, task), "one") == first
+
+
+@pytest.mark.parametrize("cmap", [figures.RAMP, figures.BOTH_WAYS], ids=["ramp", "both ways"])
+def test_maps_are_clear_where_there_is_nothing_and_stand_out_from_light_and_dark_where_there_is_much(cmap):
+    nothing, much = (0.5, 1.0) if cmap is figures.BOTH_WAYS else (0.0, 1.0)
+    assert cmap(nothing)[3] < 0.01
+    assert cmap(much)[3] == 1
+    lightness = 0.2126 * cmap(much)[0] ** 2.2 + 0.7152 * cmap(much)[1] ** 2.2 + 0.0722 * cmap(much)[2] ** 2.2
+    assert 1.05 / (lightness + 0.05) > 3
+    assert (lightness + 0.05) / 0.058 > 3
 
 
 def test_a_users_matplotlib_settings_change_nothing_and_pyplot_is_not_imported():

@@ -67,3 +67,14 @@ def test_dense_blocks_and_outputs_that_are_not_there_are_refused():
     for target in (5, -1, (0, 7)):
         with pytest.raises(InputError, match="expected an output, 0 to 4"):
             ledger(plain, pictures(plain.config), target)
+
+
+@pytest.mark.parametrize("account", [ledger, lens])
+def test_no_model_and_no_pixels_are_refused(account):
+    model = tiny_model(tiny_config())
+    for given, message in (
+        ((None, pictures(model.config)), "model is a NoneType"),
+        ((model, "a.jpg"), "pixels are a str"),
+    ):
+        with pytest.raises(InputError, match=message):
+            account(*given)

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from making import COLOURS, make_shapes, shape
 from PIL import Image
 
 import vitreous
 from vitreous.errors import InputError
-from vitreous.infer.predictor import WINDOW, Prediction, Predictor
+from vitreous.infer.predictor import WINDOW, Prediction, Predictor, views_of
 from vitreous.infer.tables import as_row, write_rows
 from vitreous.rundir import RunDir
 
@@ -147,9 +148,32 @@ class TestPredict:
             predictor.predict([tmp_path / "a.png", tmp_path / "b.png"])
 
 
-def vitreous_pixels(predictor: Predictor, picture: np.ndarray):
-    import torch
+class TestViews:
+    @pytest.mark.parametrize(("kind", "count"), [("flip", 2), ("shift", 6)])
+    def test_the_answer_is_the_mean_of_the_outputs_over_all_views(self, predictor, shapes_run, fresh, kind, count):
+        pixels = vitreous_pixels(predictor, np.asarray(Image.open(fresh / "red" / "00.jpg")))
+        views = list(views_of(pixels, kind))
+        assert len({view.numpy().tobytes() for view in views}) == count
+        assert views[0].equal(pixels)
+        assert views[1].equal(pixels.flip(2))
+        expected = np.mean([predictor.outputs(view) for view in views], 0)
+        assert vitreous.load(shapes_run, views=kind).outputs(pixels) == pytest.approx(expected, abs=1e-5)
 
+    def test_moved_pictures_keep_their_size_and_repeat_their_edge(self):
+        pixels = torch.arange(16 * 32).view(1, 16, 32, 1)
+        moved = list(views_of(pixels, "shift"))[2]  # by 1 and 2
+        assert moved[:, :-1, :-2].equal(pixels[:, 1:, 2:])
+        assert moved[:, -1].equal(moved[:, -2])
+        assert moved[:, :, -1].equal(moved[:, :, -2])
+
+    def test_a_model_that_saw_no_mirrored_pictures_refuses_them(self, blobs_run, shapes_run):
+        with pytest.raises(InputError, match="not trained on mirrored pictures"):
+            vitreous.load(blobs_run, views="flip")
+        with pytest.raises(InputError, match="expected one, flip, shift"):
+            vitreous.load(shapes_run, views="ten")
+
+
+def vitreous_pixels(predictor: Predictor, picture: np.ndarray):
     return torch.from_numpy(predictor.spec.read(picture, "a picture")[1])[None]
 
 

@@ -6,8 +6,10 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from base64 import b64decode
 from collections import Counter
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
 import vitreous
 from vitreous import metrics, verbs
@@ -26,7 +29,7 @@ from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.predictor import Evaluation
 from vitreous.insight.attribution import Attribution
-from vitreous.insight.figures import to_png
+from vitreous.insight.figures import model_pictures, to_svg
 from vitreous.insight.page import escape
 from vitreous.insight.report import MOST_BYTES, report, write_report
 from vitreous.insight.report.calibration import Reliability, uncalibrated
@@ -34,7 +37,7 @@ from vitreous.insight.report.card import GAPS, command
 from vitreous.insight.report.charts import Axis, curves, heat_table, scatter
 from vitreous.insight.report.material import bootstrap
 from vitreous.insight.report.mistakes import SHOWN_MISTAKES, find_mistakes
-from vitreous.insight.report.numbers import decimal, short
+from vitreous.insight.report.pieces import decimal, short
 from vitreous.insight.report.results import confused_pairs
 from vitreous.rundir import RunDir
 from vitreous.training.recipe import TrainConfig
@@ -142,6 +145,24 @@ def evaluated(runs, kind: str) -> Evaluation:
     return vitreous.evaluate(vitreous.load(run), data, say=lambda text: None)
 
 
+def find_browser() -> str | None:
+    """A Chromium or Chrome of this machine."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+def contrast(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of two colours of 0 to 255, as WCAG 2 has it."""
+    light, dark = sorted((0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(linear, (a, b))), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def linear(colour: Sequence[float]) -> list[float]:
+    """sRGB of 0 to 255 as light."""
+    return [c / 12.92 if (c := level / 255) <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for level in colour[:3]]
+
+
+needs_browser = pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome on PATH")
 every_task = pytest.mark.parametrize("kind", list(SECTIONS))
 
 
@@ -179,6 +200,15 @@ class TestThePage:
         ids = [found["id"] for _, found, _ in page.elements if "id" in found]
         assert len(ids) == len(set(ids))
         assert all(found["aria-labelledby"] in ids for found, _ in page.all("section"))
+
+    @every_task
+    def test_says_below_each_chart_in_one_sentence_what_it_shows(self, pages, kind):
+        page = Page(pages[kind])
+        charts = [text for _, text in page.all("figure") if " said " not in text and not text.startswith("said")]
+        captions = [text for _, text in page.all("figcaption") if text.endswith(".")]
+        assert len(captions) == len(charts) >= len(page.all("svg", **{"class": "chart"})) >= 3
+        assert all(found.endswith(text) for found, text in zip(charts, captions, strict=True))
+        assert not [text for text in captions if re.search(r"[.!?] [A-Z]", text)]
 
     @every_task
     def test_is_small(self, pages, kind):
@@ -387,12 +417,12 @@ class TestCalibration:
         found = Reliability.of("classification", p, targets)
         assert found.error == pytest.approx(metrics.expected_calibration_error(p, targets))
         assert found.likelihood == pytest.approx(metrics.negative_log_likelihood(p, targets))
-        assert found.count.sum() == 200
+        assert found.counts.sum() == sum(count for *_, count in found.bins) == 200
 
     def test_of_labels_counts_every_label(self):
         p, targets = np.array([[0.8, 0.8], [0.8, 0.8]]), np.array([[1.0, 1.0], [1.0, 0.0]])
         found = Reliability.of("multilabel", p, targets)
-        assert (found.certain, found.right, found.count) == (pytest.approx([0.8]), pytest.approx([0.75]), [4])
+        assert found.bins == [pytest.approx((0.8, 0.75, 4))]
         assert found.error == pytest.approx(0.05)
 
 
@@ -486,28 +516,95 @@ class TestTheCard:
 
 
 class TestFigures:
-    def test_stand_on_the_page_as_they_are(self, runs):
+    def test_stand_on_the_page_as_they_are_after_the_answers_by_depth(self, runs):
         figure, asked = Figure(figsize=(1, 1)), []
 
         def figures(model: torch.nn.Module, pixels: torch.Tensor):
             asked.append(pixels.shape)
             return [("Filters <1>", "What & why", figure)]
 
-        page = Page(report(runs["multilabel"][1], figures=figures))
-        assert asked == [(len(evaluated(runs, "multilabel").names[::2]), 3, 24, 32)]
+        found = evaluated(runs, "multilabel")
+        text = report(runs["multilabel"][1], figures=figures)
+        page = Page(text)
+        assert asked == [(len(found.names[::2]), 3, 24, 32)]
         assert "Filters <1>" in page.text("inside")
         assert "What & why" in page.text("inside")
-        [(found, _)] = page.all("img", **{"class": "paper"})
-        assert b64decode(found["src"].split(",")[1]) == to_png(figure)
+        assert [drawn["aria-label"] for drawn, _ in page.all("svg", **{"class": "drawn"})][1:] == ["Filters <1>"]
+        assert to_svg(figure, "Filters <1>") in text
 
-    def test_that_do_not_fit_in_the_file_are_left_out_with_a_word(self, runs):
-        large, small = Figure(figsize=(10, 10)), Figure(figsize=(1, 1))
-        large.figimage(np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), np.uint8))
+    @pytest.mark.parametrize(("kind", "key"), [("classification", "top1"), ("multilabel", "map")])
+    def test_by_depth_end_with_what_evaluate_gives(self, runs, kind, key):
+        found = evaluated(runs, kind)
+        page = Page(report(runs[kind][1], figures=lambda *_: []))
+        [(_, text)] = page.all("svg", **{"class": "drawn"})
+        assert f"{100 * found.summary[key]:.1f} %" in text
+        assert "after block (0: embedded)" in text
+        assert f"after each block, on {len(found.names)} of" in page.text("inside")
+
+    def test_by_depth_are_of_no_more_pictures_than_a_few(self, runs, monkeypatch):
+        monkeypatch.setattr(sys.modules["vitreous.insight.report.mistakes"], "READ_BY_DEPTH", 5)
+        _, run = runs["regression"]
+        count = len(evaluated(runs, "regression").names)
+        assert f"RMSE of what the head reads after each block, on 5 of {count}" in report(run, figures=lambda *_: [])
+
+    def test_have_no_style_no_font_and_no_colour_of_their_own_and_no_id_twice(self, runs):
+        page = Page(report(runs["classification"][1], figures=model_pictures))
+        drawn = page.all("svg", **{"class": "drawn"})
+        assert len(drawn) >= 5
+        assert not [found for _, found, _ in page.elements if "style" in found or "font-family" in found]
+        ids = [found["id"] for _, found, _ in page.elements if "id" in found]
+        assert len(ids) == len(set(ids))
+        colours = {found[name] for _, found, _ in page.elements for name in ("fill", "stroke") if name in found}
+        assert "var(--muted)" in colours
+        assert {found.get("fill") for found, text in page.all("text") if text and "transform" in found} <= {
+            *("var(--ink)", "var(--muted)", "var(--blue)")
+        }
+
+    def test_that_do_not_fit_in_the_file_are_left_out_with_a_word(self, runs, monkeypatch):
+        large, small = Figure(figsize=(6, 6)), Figure(figsize=(1, 1))
+        large.add_subplot().imshow(np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8))
+        assert len(to_svg(large, "large")) > MOST_BYTES // 8
+        monkeypatch.setattr(sys.modules["vitreous.insight.report"], "MOST_BYTES", MOST_BYTES // 8)
         text = report(runs["multilabel"][1], figures=lambda *_: [("large", "", large), ("small", "", small)])
-        assert len(text.encode()) < MOST_BYTES
+        assert len(text.encode()) < MOST_BYTES // 8
         page = Page(text)
         assert "1 more would make this file too large" in page.text("inside")
-        assert len(page.all("img", **{"class": "paper"})) == 1
+        assert len(page.all("svg", **{"class": "drawn"})) == 2  # and the answers by depth
+
+
+class TestInABrowser:
+    @needs_browser
+    @pytest.mark.parametrize("look", ["light", "dark"])
+    def test_fits_a_phone_and_can_be_read_in_both_looks_without_a_word_or_a_request(self, runs, tmp_path, look):
+        path = write_report(runs["multilabel"][1], out=tmp_path / "report.html", figures=model_pictures)
+        faults: list[str] = []
+        asked_for: list[str] = []
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+            context = browser.new_context(offline=True, viewport={"width": 420, "height": 900}, color_scheme=look)
+            shown = context.new_page()
+            shown.on("console", lambda message: faults.append(message.text))
+            shown.on("pageerror", lambda error: faults.append(str(error)))
+            shown.on("request", lambda asked: asked_for.append(asked.url[:5]))
+            shown.goto(path.as_uri())
+            assert shown.evaluate("document.documentElement.scrollWidth") == 420
+            assert shown.evaluate("document.querySelector('#classes .wide').scrollWidth") <= 380
+            cells = "[...document.querySelectorAll('#classes tbody tr:first-child > *')]"
+            assert shown.evaluate(f"{cells}.every(cell => cell.scrollWidth <= cell.clientWidth + 1)")
+            assert shown.evaluate(f"{cells}.length") == 7
+            texts = "[...document.querySelectorAll('svg.drawn text')].filter(text => text.textContent.trim())"
+            tones = shown.evaluate(f"{texts}.map(text => getComputedStyle(text).fill.match(/\\d+/g).map(Number))")
+            ground = shown.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+            assert min(contrast(tone, ground) for tone in tones) > 4.5
+            fonts = shown.evaluate(f"new Set({texts}.map(text => getComputedStyle(text).fontFamily)).size")
+            assert fonts == 1
+            button = shown.locator("#classes thead button").nth(1)
+            button.focus()
+            shown.keyboard.press("Enter")
+            assert shown.locator("#classes thead th").nth(1).get_attribute("aria-sort") == "descending"
+            browser.close()
+        assert faults == []
+        assert set(asked_for) <= {"file:", "data:"}
 
 
 class TestRefusals:
@@ -566,7 +663,7 @@ class TestTheCommandLine:
         assert evaluated(runs, "classification").summary["nll"] in page.numbers()
         shots = page.all("span", **{"class": "shot"})
         assert len(page.all("img", **{"class": "map coarse"})) == len(shots) > 0
-        assert len(page.all("img", **{"class": "paper"})) >= 3
+        assert len(page.all("svg", **{"class": "drawn"})) >= 5
 
     def test_shows_other_data_where_it_is_told_to(self, runs, tmp_path):
         _, run = runs["classification"]
@@ -576,6 +673,18 @@ class TestTheCommandLine:
         assert done.stdout.splitlines()[-1] == f"page: {tmp_path / 'other.html'}"
         assert "Measured on 9 pictures of table.csv" in (tmp_path / "other.html").read_text("utf-8")
         assert making.tree(run) == before
+
+    def test_of_a_training_writes_it_when_that_is_done_and_asked_for(self, tmp_path, capsys):
+        data, out = make_table(tmp_path / "data", ["label"], classes(12)), tmp_path / "run"
+        words = [*making.TINY_WORDS, "--epochs", "1", "--batch", "4", "--validation", "0.5", "--json"]
+        assert main(["train", str(data), "--out", str(out), "--report", *words]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out)["page"] == str(out / "report.html")
+        assert told.err.splitlines()[-1] == f"page: {out / 'report.html'}"
+        page = Page((out / "report.html").read_text("utf-8"))
+        assert page.all("svg", **{"class": "drawn"})
+        assert "--report" not in page.text("repeat")
+        assert "report" not in (out / "config.json").read_text("utf-8") + (out / "plan.json").read_text("utf-8")
 
     @pytest.mark.parametrize("name", ["page.pdf", "no/page.html"])
     def test_refuses_a_page_that_could_not_be_written_before_the_work(self, runs, tmp_path, name, capsys):

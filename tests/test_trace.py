@@ -1,6 +1,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import KINDS, POSITIONS, PREFIXES, pictures, tiny_config, tiny_model
@@ -84,10 +85,33 @@ def test_only_what_is_asked_for_is_recorded_of_the_layers_that_are():
         _ = found.layers[1].attention
 
 
+def test_what_follows_from_what_is_kept_is_worked_out_when_it_is_looked_at():
+    model = tiny_model(tiny_config("stem", conditional=True))
+    layer = trace(model, pictures(model.config)).layers[1]
+    late = {"position", "norms", "projected"}
+    assert not late & set(layer.recorded)
+    assert all(getattr(layer, name) is getattr(layer, name) for name in late)
+    assert not any(getattr(layer, name).requires_grad for name in late)
+    assert trace(model, pictures(model.config), gradients=True).layers[1].position.requires_grad
+
+
+def test_nothing_of_a_pass_is_kept_twice():
+    model = tiny_model(tiny_config(depth=2))
+    first, second = trace(model, pictures(model.config)).layers.values()
+    assert first.after is second.before
+    memory = {name: tensor.untyped_storage().data_ptr() for name, tensor in first.recorded.items()}
+    assert memory["q"] == memory["k"] == memory["v"]
+
+
 def test_nothing_stays_on_the_model_even_where_the_pass_fails():
     model = tiny_model(tiny_config("t2t"))
-    with pytest.raises(InputError):
-        trace(model, torch.zeros(1, 1, 12, 20))
+
+    def fail(*_: Any):
+        raise ArithmeticError
+
+    model.blocks[1].register_forward_pre_hook(fail)
+    with pytest.raises(ArithmeticError):
+        trace(model, pictures(model.config))
     assert not any(module._forward_hooks or "split" in vars(module) for module in model.modules())
 
 
@@ -147,12 +171,19 @@ def test_attention_pooling_shows_its_weights():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"model": None}, "model is a NoneType: expected a VisionTransformer, such as predictor.model"),
+        ({"pixels": "a.jpg"}, r"pixels are a str: .*\(batch, 3, height, width\).*vitreous.explain"),
+        ({"pixels": np.zeros((12, 40, 3))}, "pixels are a ndarray: expected a tensor"),
+        ({"pixels": torch.zeros(12, 40, 3)}, r"\(12, 40, 3\): expected \(batch, 3, height, width\)"),
+        ({"pixels": torch.zeros(0, 3, 12, 40)}, "there are no pictures"),
+        ({"pixels": torch.zeros(1, 3, 12, 40).byte()}, "pixels are uint8: expected float32, .*predictor.normalised"),
+        ({"pixels": torch.zeros(1, 3, 12, 40).double()}, "pixels are float64: expected float32"),
         ({"what": ["queries"]}, "expected a list of some of before, after"),
         ({"what": "q"}, "expected a list"),
         ({"layers": [2]}, "expected 0 to 1, or -2 to -1"),
     ],
 )
-def test_a_name_or_layer_that_is_not_there_is_refused(options, message):
-    model = tiny_model(tiny_config())
+def test_what_cannot_be_traced_is_refused(options, message):
+    given: dict[str, Any] = {"model": tiny_model(tiny_config()), "pixels": pictures(tiny_config()), **options}
     with pytest.raises(InputError, match=message):
-        trace(model, pictures(model.config), **options)
+        trace(**given)

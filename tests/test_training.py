@@ -27,6 +27,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import vitreous
+from vitreous.data.augment import POLICIES
 from vitreous.data.store import PixelStore
 from vitreous.errors import InputError
 from vitreous.model.vit import build
@@ -34,8 +35,9 @@ from vitreous.rundir import Checkpoint, RunDir
 from vitreous.training.journal import Journal
 from vitreous.training.loop import Learner, Mark, class_weights, fit, keep_to_budget, training_batches, update
 from vitreous.training.optim import make_criterion
+from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, prepare_again
-from vitreous.training.recipe import Pace, Plan
+from vitreous.training.recipe import Pace, Plan, TrainConfig
 
 SHORT = {**TINY, "epochs": 3, "batch": 8}
 LONG = {**TINY, "epochs": 6, "batch": 8, "save_every": 3}
@@ -379,6 +381,13 @@ class TestTheRecipe:
         data = rare[0].parent / "data"
         run = vitreous.train(data, out=tmp_path / "run", balance="sampling", **{**SHORT, "epochs": 1})
         assert json_of(run, "plan.json")["balance"] == "sampling"
+
+    @pytest.mark.parametrize(("epochs", "expected"), [(29, "slight"), (30, "varied")])
+    def test_small_pictures_that_are_seen_often_are_varied_more(self, rare, epochs, expected):
+        _, job, plan = rare
+        config = TrainConfig(epochs=epochs, batch=8, precision="fp32")
+        made = make_plan(job, config, build(job.model, plan.seed), torch.device("cpu"))
+        assert made.augmentation == POLICIES[expected]
 
     def test_smoothing_moves_its_share_of_the_truth_to_all_classes_alike(self, rare):
         task = rare[1].task

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
@@ -73,13 +73,16 @@ def train(
     out: Path | None = None,
     resume: Path | None = None,
     config: TrainConfig = TrainConfig(),  # noqa: B008
+    report: bool = False,
     json: Json = False,
 ) -> int:
     """Trains a Vision Transformer from scratch, on DATA, or goes on with a run: --resume RUN.
 
     Args:
         out: The run directory to make; default: runs/<data>-<model>-<time>.
-        resume: A run that was interrupted; it goes on to the same bits. Takes no other option, and DATA only if moved.
+        resume: A run that was interrupted; it goes on to the same bits. Takes no other option of the training, and
+            DATA only if moved.
+        report: When it is trained, write report.html into the run directory, as vitreous report does.
     """
     from vitreous.training.train import resume_run, start_run
 
@@ -94,9 +97,10 @@ def train(
         raise InputError("expected DATA to train on, or --resume RUN; see vitreous train --help")
     else:
         path = start_run(data, config, out, journal)
+    page = {"page": str(_write_report(journal, path, device=config.device))} if report else {}
     if json:
         summary = jsonlib.loads((path / "validation.json").read_text("utf-8"))["summary"]
-        _print_json({"run": str(path), "validation": summary})
+        _print_json({"run": str(path), "validation": summary, **page})
     return 0
 
 
@@ -111,6 +115,7 @@ def evaluate(
     figure: Path | None = None,
     skip_bad: bool = False,
     device: str = "auto",
+    views: Literal["one", "flip", "shift"] = "one",
     json: Json = False,
 ) -> int:
     """Measures a trained model on data with the same targets.
@@ -124,12 +129,13 @@ def evaluate(
         figure: Write the confusion matrix, or predicted against true, to this PNG.
         skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
         device: auto is a GPU where there is one.
+        views: Answer with the mean over the picture and its mirror image (flip), and over both moved a little (shift).
     """
     from vitreous.calibration import headline
     from vitreous.infer.predictor import evaluate, load
 
     journal = Journal(stderr=json)
-    predictor = load(run, device)
+    predictor = load(run, device, views)
     with journal.bar("evaluating", 1) as progress:
         result = evaluate(
             predictor,
@@ -164,6 +170,7 @@ def predict(
     out: Path | None = None,
     top: int = 1,
     device: str = "auto",
+    views: Literal["one", "flip", "shift"] = "one",
     json: Json = False,
 ) -> int:
     """Asks a trained model about pictures: classes with calibrated probabilities, or numbers with 90 % intervals.
@@ -175,6 +182,7 @@ def predict(
         out: Write a table: .csv, .parquet or .jsonl.
         top: How many of the most probable classes to show.
         device: auto is a GPU where there is one.
+        views: Answer with the mean over the picture and its mirror image (flip), and over both moved a little (shift).
     """
     from vitreous.data.sources import open_pictures
     from vitreous.infer.predictor import load
@@ -187,7 +195,7 @@ def predict(
     if not pictures:
         raise InputError("expected pictures, or folders of them")
     journal = Journal(stderr=json)
-    predictor = load(run, device)
+    predictor = load(run, device, views)
     source = open_pictures(pictures)
     faults = []
 
@@ -227,19 +235,23 @@ def explain(
     out: Path = Path("why.html"),
     target: str | None = None,
     methods: tuple[str, ...] = (),
+    skip_bad: bool = False,
     device: str = "auto",
     json: Json = False,
 ) -> int:
     """Shows how a model came to its answers: one page with attention, attributions and how far to believe them.
 
     The page opens in a browser without a network: what each patch attends to, which parts the answer rests on by
-    several methods, each with its faithfulness beside a random map's, the answer block by block, and its parts.
+    several methods, each with its faithfulness beside that of random maps, the answer block by block, and its parts.
 
     Args:
         out: The page to write.
-        target: The class, label or number to explain; default: each picture's most probable, or the first number.
-        methods: Attributions to show, of shapley, occlusion, integrated_gradients, integrated_tokens,
-            gradient_attention, rollout, grad_cam, attention and contributions; default: most of them.
+        target: The class, label or number to explain, or "cat - dog": what speaks for the first rather than the
+            second; default: each picture's most probable, or the first number.
+        methods: Attributions to show, of guided_shapley, shapley, occlusion, integrated_gradients, integrated_tokens,
+            gradient_attention, rollout, grad_cam, attention and contributions; default: most of them. The first
+            is what the page opens with.
+        skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
         device: auto is a GPU where there is one.
     """
     from vitreous.infer.predictor import load
@@ -250,15 +262,22 @@ def explain(
     _check_page(out)
     journal = Journal(stderr=json)
     with journal.bar("explaining", 1) as progress:
-        found = explain(load(run, device), pictures, target=target, methods=methods or SHOWN, progress=progress)
+        found = explain(
+            load(run, device),
+            pictures,
+            target=target,
+            methods=methods or SHOWN,
+            skip_bad=skip_bad,
+            say=journal.say,
+            progress=progress,
+        )
     found.save(out)
     for picture in found.pictures:
-        first = next(iter(picture.attributions))
-        note = picture.attributions[first].note
+        first, attribution = next(iter(picture.attributions.items()))
         journal.say(
             f"{_line(picture.prediction, 1)}   explained: {picture.label}, by {first.replace('_', ' ')} with a "
-            f"faithfulness of {float(picture.faithfulness[first].score):.2f} (a random map has 0, give or take)"
-            + (f"; {note}" if note else "")
+            f"faithfulness of {float(picture.faithfulness[first].score):.2g}, {picture.verdict(first)} "
+            f"(random maps stay within ±{picture.chance:.2g})" + (f"; {attribution.note}" if attribution.note else "")
         )
     journal.say(f"page: {out}")
     if json:
@@ -292,32 +311,26 @@ def report(
         skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
         device: auto is a GPU where there is one.
     """
+    if out is not None:
+        _check_page(out)
+    options = {"target": target, "path_column": path_column, "split": split, "skip_bad": skip_bad, "device": device}
+    page = _write_report(Journal(stderr=json), run, data, out, **options)
+    if json:
+        _print_json({"page": str(page)})
+    return 0
+
+
+def _write_report(journal: Journal, run: Path, *places: str | Path | None, **options: Any) -> Path:
+    """The page of a run with all that it can have; `places` are the data, and where to write."""
     from vitreous.insight.attribution import METHODS
     from vitreous.insight.figures import model_pictures
     from vitreous.insight.report import METHOD, write_report
 
-    if out is not None:
-        _check_page(out)
-    journal = Journal(stderr=json)
     with journal.bar("evaluating", 1) as progress:
-        page = write_report(
-            run,
-            data,
-            out,
-            target=target,
-            path_column=path_column,
-            split=split,
-            skip_bad=skip_bad,
-            device=device,
-            maps=METHODS[METHOD],
-            figures=model_pictures,
-            say=journal.say,
-            progress=progress,
-        )
+        shown = {"maps": METHODS[METHOD], "figures": model_pictures, "say": journal.say, "progress": progress}
+        page = write_report(run, *places, **options, **shown)
     journal.say(f"page: {page}")
-    if json:
-        _print_json({"page": str(page)})
-    return 0
+    return page
 
 
 def import_checkpoint(

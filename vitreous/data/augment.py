@@ -81,9 +81,8 @@ AUTO = {  # by whether the pictures are small, and whether each is seen often
     (True, False): "slight",
     (True, True): "varied",
 }
-GENTLE = AugmentConfig(  # for digits and letters: small turns, shears and shifts, nothing that hollows out a stroke
-    flip=0.0, vertical_flip=0.0, crop=1.0, shift=0.06, jitter=0.0, operations=1, magnitude=2.0, erase=0.0
-)
+# for digits and letters: small turns, shears and shifts, nothing that hollows out a stroke
+GENTLE = AugmentConfig(0.0, 0.0, 1.0, 0.06, 0.0, 1, 2.0, 0.0, 0.0, 0.0)
 KINDS = ("classification", "multilabel", "regression")
 #         smallest, largest, in words
 RANGES = {

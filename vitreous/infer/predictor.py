@@ -26,6 +26,7 @@ from vitreous.rundir import RunDir
 from vitreous.training.recipe import choose_device, choose_threads
 
 Picture = str | os.PathLike | np.ndarray
+VIEWS = ("one", "flip", "shift")
 WINDOW = 8  # batches that are decoded before their answers go out
 
 
@@ -72,9 +73,10 @@ class Predictor:
         run: RunDir,
         device: torch.device,
         batch: int = 32,
+        views: str = "one",
     ):
         self.model, self.spec, self.task, self.calibration = model.eval().to(device), spec, task, calibration
-        self.run, self.device, self.batch = run, device, batch
+        self.run, self.device, self.batch, self.views = run, device, batch, views
         self.threads = choose_threads(None)
 
     def predict(self, pictures: Picture | Sequence[Picture]) -> list[Prediction]:
@@ -108,9 +110,12 @@ class Predictor:
                 window = []
 
     def outputs(self, pixels: Tensor) -> np.ndarray:
-        """Pixels (B, H, W, C) as `InputSpec.read` makes them -> the model's raw outputs (B, outputs)."""
+        """Pixels (B, H, W, C) as `InputSpec.read` makes them -> the model's raw outputs (B, outputs), the mean over the
+        views.
+        """
         with torch.inference_mode():
-            return self.model(self.normalised(pixels)).float().cpu().numpy()
+            found = [self.model(self.normalised(view)).float() for view in views_of(pixels, self.views)]
+            return torch.stack(found).mean(0).cpu().numpy()
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Pixels (B, H, W, C) as `InputSpec.read` makes them -> what the model takes, (B, C, H, W) on its device."""
@@ -152,10 +157,33 @@ class Predictor:
         return Prediction(name, kind, probabilities, tuple(names[k] for k in order if members[k]))
 
 
-def load(run: str | os.PathLike, device: str = "auto") -> Predictor:
-    """A predictor from a run directory. Raises `InputError` where it is none, unfinished, or of another version."""
+def views_of(pixels: Tensor, kind: str) -> Iterator[Tensor]:
+    """Pixels (B, H, W, C), with "flip" mirrored too, with "shift" both also moved by a sixteenth each way, the edge
+    repeated.
+    """
+    H, W = pixels.shape[1:3]
+    for share in (0, 1 / 16, -1 / 16) if kind == "shift" else (0,):
+        rows, columns = ((torch.arange(n) + round(share * n)).clamp(0, n - 1) for n in (H, W))
+        moved = pixels[:, rows][:, :, columns] if share else pixels
+        yield moved
+        if kind != "one":
+            yield moved.flip(2)
+
+
+def load(run: str | os.PathLike, device: str = "auto", views: str = "one") -> Predictor:
+    """A predictor from a run directory. With `views` it answers with the mean over a picture and its mirror image
+    ("flip"), and over both moved a little ("shift"): two and six times the work.
+
+    Raises `InputError` where it is none, unfinished, or of another version, and for views of a model that was not
+    trained on mirrored pictures.
+    """
     folder = RunDir.open(run)
     config = folder.config()
+    if views not in VIEWS:
+        raise InputError(f"views is {views!r}: expected {', '.join(VIEWS)}")
+    trained_here = (folder.path / "plan.json").exists()
+    if views != "one" and trained_here and not folder.read_json("plan.json")["augmentation"]["flip"]:
+        raise InputError(f"views is {views}: {folder.path} was not trained on mirrored pictures; expected one")
     try:
         model_config = ModelConfig.from_json(config["model"])
         spec, task = InputSpec.from_json(config["input"]), Task.from_json(config["task"])
@@ -168,7 +196,7 @@ def load(run: str | os.PathLike, device: str = "auto") -> Predictor:
         model.load_state_dict(weights)
     except RuntimeError as fault:
         raise InputError(f"{folder.path}: the weights are not those of its config.json ({fault})") from None
-    return Predictor(model, spec, task, calibration, folder, choose_device(device))
+    return Predictor(model, spec, task, calibration, folder, choose_device(device), views=views)
 
 
 def evaluate(

@@ -1,21 +1,23 @@
 """Which tokens an answer rests on: one function a method, each of normalised pixels, with an `Attribution`."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from vitreous.errors import InputError
 from vitreous.insight.flow import Mixing, back, entered, flow, flow_with_gradients, leaf, to_picture
-from vitreous.insight.pixels import cell_numbers, filled, spread, to_cells, to_pixels
+from vitreous.insight.pixels import cell_numbers, filled, grid_of, size_of, spread, to_cells, to_pixels
 from vitreous.insight.target import Target, direction
 from vitreous.insight.trace import resolve_layers, trace
 from vitreous.model.vit import VisionTransformer
 
-TOKENS_AT_ONCE = 2**12  # of all pictures that pass the model together, where a graph of them is kept; 4× without
+TOKENS_AT_ONCE = 2**12  # of all pictures that pass the model together: more leave a CPU's cache, and are slower
+RIDGE = 4.0  # times the orders: the weight of a guess against the gains that speak against it
 TOLERANCE = 0.01  # of integrated gradients' completeness
+POWER = 3  # they walk α = u³ from the baseline, where LayerNorm makes much of little, with ever longer steps in α
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ def attention(
     Without a `layer` it is the last attention before the head: the last block's, or attention pooling's. Raises
     `InputError` for a layer or a head that is not there.
     """
+    grid_of(model, pixels)
     number = resolve_layers(model, [-1 if layer is None else layer])[0]
     chain = flow(model, pixels, [number])
     direction(chain.found.outputs, target)
@@ -79,6 +82,7 @@ def gradient_attention(model: VisionTransformer, pixels: Tensor, target: Target 
     def step(row: Tensor, mixing: Mixing) -> Tensor:
         return row + back(row, mixing, lambda weights, rows: mixing.change(weights, rows).relu().mean(1))
 
+    grid_of(model, pixels)
     with torch.no_grad():
         chosen = direction(model(pixels), target)
     chain = flow_with_gradients(model, pixels, chosen)
@@ -95,6 +99,7 @@ def contributions(model: VisionTransformer, pixels: Tensor, target: Target = Non
     does (1512.04150); where the last norm comes after the mean, its statistics are held. The class token reads the
     others in every block: what it takes from each, times its gradient. Attention pooling's tokens likewise.
     """
+    grid_of(model, pixels)
     with torch.no_grad():
         chosen = direction(model(pixels), target)
     chain = flow_with_gradients(model, pixels, chosen)
@@ -115,6 +120,7 @@ def grad_cam(
     `place` is "before" or "after" the block. What leaves the last block has a gradient only where it is read, so that
     with a class token it is "before" unless chosen, otherwise "after".
     """
+    grid_of(model, pixels)
     number = resolve_layers(model, [layer])[0]
     place = place or ("before" if model.config.class_token else "after")
     if place not in ("before", "after"):
@@ -137,12 +143,14 @@ def integrated_gradients(
 ) -> Attribution:
     """The gradient's mean on the way from a baseline to the picture, times their difference (1703.01365, eq. 1).
 
-    Summed by the midpoint rule, with twice the steps until the sum is the difference of the scores to within 1 % of
-    it, or until there would be more than `most`: then the note says how far it is off. For `baseline` see `filled`.
+    The way is cut into parts, each summed by Simpson's rule. What a part must sum to is known, the difference of the
+    scores at its ends: those that are furthest off are halved until the parts together are off by at most 1 % of the
+    whole difference, so that the map sums to that as closely. At most `steps` gradients are taken to begin with, two a
+    part and one more, and `most` in the end: where the map's sum is then off by more, the note says how far. For
+    `baseline` see `filled`.
     """
-    start = filled(pixels, baseline, model.config.grid(*size_of(pixels)))
-    found, note = _integrate(model, model, start, pixels, start, pixels, target, steps, most)
-    image = found.sum(1)
+    start = filled(pixels, baseline, grid_of(model, pixels))
+    image, note = _integrate(model, model, pixels, start, pixels, target, steps, most, columns=1)
     return _of_pixels("integrated_gradients", model, image, image.new_zeros(len(image)), note)
 
 
@@ -156,9 +164,11 @@ def integrated_tokens(
 ) -> Attribution:
     """`integrated_gradients` from the tokens of a baseline to those of the picture, as the tokenizer gives them.
 
-    For patches it is the same, whose tokens are linear in the pixels; otherwise it is faster, and less noisy.
+    For patches it is the same, whose tokens are linear in the pixels; otherwise it is faster, and less noisy. Soft
+    splits are normalised, and give nearly the same tokens for a hundredth of the contrast: on the way through the
+    pixels the score has changed before anything can be seen.
     """
-    start = filled(pixels, baseline, model.config.grid(*size_of(pixels)))
+    start = filled(pixels, baseline, grid_of(model, pixels))
     with torch.no_grad():
         first, grid = model.tokenizer(start)
         last, _ = model.tokenizer(pixels)
@@ -167,46 +177,90 @@ def integrated_tokens(
         with entered(model, tokens, grid):
             return model(pixels[:1])
 
-    found, note = _integrate(model, run, start, pixels, first, last, target, steps, most)
-    return _of_tokens("integrated_tokens", model, found.sum(-1).unflatten(1, grid), pixels, note)
+    found, note = _integrate(model, run, pixels, first, last, target, steps, most, columns=2)
+    return _of_tokens("integrated_tokens", model, found.unflatten(1, grid), pixels, note)
 
 
 def _integrate(
     model: VisionTransformer,
     run: Callable[[Tensor], Tensor],
-    baseline: Tensor,
     pixels: Tensor,
     start: Tensor,
     end: Tensor,
     target: Target,
     steps: int,
     most: int,
+    columns: int,
 ) -> tuple[Tensor, str]:
-    """Integrated gradients of `run` from `start` to `end`, which are the baseline and the pixels to it; and a note."""
-    if not 1 <= steps <= most:
-        raise InputError(f"steps is {steps}: expected 1 to {most}, the most")
+    """Integrated gradients of `run` from `start` to `end`, summed over the axis of the `columns`; and a note."""
+    if not 3 <= steps <= most:
+        raise InputError(f"steps is {steps}: expected 3 to {most}, the most")
     with torch.no_grad():
-        outputs = model(pixels)
-        chosen = direction(outputs, target)
-        difference = ((outputs - model(baseline)) * chosen).sum(1).double()  # (B,)
-    found = torch.zeros_like(end)
-    gap = torch.full_like(difference, math.inf)
+        chosen = direction(model(pixels), target)
+    at_once = _at_once(model, pixels)
+    found = [
+        _along(partial(_slopes, run, a, b, weights, columns, at_once), steps, most)
+        for a, b, weights in zip(start, end, chosen, strict=True)
+    ]
+    gap, passes = max(((gap, passes) for _, gap, passes in found), key=lambda pair: pair[0])
+    note = "" if gap <= TOLERANCE else f"completeness gap {100 * gap:.1f} % after {passes} steps"
+    return torch.stack([total for total, _, _ in found]), note
+
+
+def _slopes(
+    run: Callable[[Tensor], Tensor],
+    start: Tensor,
+    end: Tensor,
+    weights: Tensor,
+    columns: int,
+    at_once: int,
+    alphas: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Scores (n,) of one picture at some α (n,), and gradients times the way, summed over the `columns`, (n, …)."""
+    scores, maps = [], []
+    for some in alphas.split(at_once):
+        places = torch.lerp(start, end, some.to(end).view(-1, *[1] * end.ndim)).requires_grad_()
+        with torch.enable_grad():
+            score = run(places) @ weights
+        gradient = torch.autograd.grad(score, places, torch.ones_like(score))[0]
+        maps.append((gradient * (end - start)).sum(columns))
+        scores.append(score.detach().double().cpu())
+    return torch.cat(scores), torch.cat(maps)
+
+
+def _along(at: Callable[[Tensor], tuple[Tensor, Tensor]], steps: int, most: int) -> tuple[Tensor, float, int]:
+    """The integral over α from 0 to 1 of maps (n, …) that `at` gives for some α (n,) with the scores (n,), whose slopes
+    their sums are; how far its sum is from the difference of the scores, as a share of that; and how many maps it took.
+    """
+    places, scores, slopes = torch.empty(3, 0).double()
+    maps: list[Tensor] = []
+    new = torch.linspace(0, 1, (steps - 1) // 2 * 2 + 1).double()
     while True:
-        for i in (gap > TOLERANCE).nonzero().flatten().tolist():
-            places = (torch.arange(steps, device=end.device) + 0.5) / steps
-            total = torch.zeros_like(end[i])
-            for alphas in places.split(_at_once(model, pixels)):
-                way = torch.lerp(start[i], end[i], alphas.to(end).view(-1, *[1] * (end.ndim - 1))).requires_grad_()
-                with torch.enable_grad():
-                    outputs = run(way)
-                total += torch.autograd.grad(outputs, way, chosen[i].expand_as(outputs))[0].sum(0)
-            found[i] = total / steps * (end[i] - start[i])
-        off = (found.flatten(1).sum(1, dtype=torch.float64) - difference).abs()
-        gap = off / difference.abs().where(difference != 0, 1)
-        if gap.max() <= TOLERANCE or 2 * steps > most:
+        reached, some = at(new**POWER)
+        speed = POWER * new ** (POWER - 1)
+        some[speed == 0] = 0  # at the baseline it may be too large for a number
+        maps.append(some * speed.to(some).view(-1, *[1] * (some.ndim - 1)))
+        places, scores = torch.cat((places, new)), torch.cat((scores, reached))
+        slopes = torch.cat((slopes, maps[-1].flatten(1).sum(1, dtype=torch.float64).cpu()))
+        order = places.argsort()  # a part's beginning, its middle, its end, which is the beginning of the next
+        u, f, slope = places[order], scores[order], slopes[order]
+        sixth = (u[2::2] - u[:-2:2]) / 6
+        gaps = sixth * (slope[:-2:2] + 4 * slope[1::2] + slope[2::2]) - f[::2].diff()
+        told = 1000 * torch.finfo(some.dtype).eps * f.abs().max() + 1e-300  # beyond the rounding of the scores
+        whole = (f[-1] - f[0]).abs().clamp(min=told)
+        off, rank = gaps.abs().sort(descending=True)
+        left = off.flip(0).cumsum(0).flip(0)  # of a part and all that are less far off
+        worst = rank[left > TOLERANCE / 2 * whole][: (most - len(u)) // 2]
+        if left[0] <= TOLERANCE * whole or not len(worst):
             break
-        steps *= 2
-    return found, "" if gap.max() <= TOLERANCE else f"completeness gap {100 * gap.max():.1f} % after {steps} steps"
+        new = torch.cat((u[2 * worst] + u[2 * worst + 1], u[2 * worst + 1] + u[2 * worst + 2])) / 2
+    weights = torch.zeros_like(u)
+    weights[order[:-2:2]] += sixth
+    weights[order[1::2]] += 4 * sixth
+    weights[order[2::2]] += sixth
+    shares = weights.split([len(some) for some in maps])
+    total = torch.stack([torch.tensordot(w.to(some), some, 1) for w, some in zip(shares, maps, strict=True)]).sum(0)
+    return total, float(gaps.sum().abs() / whole), len(u)
 
 
 # What the score does without parts of the picture
@@ -224,7 +278,7 @@ def occlusion(
     A window has a side of two cells where the grid has, unless it is chosen: one cell alone is often made up for by
     its neighbours. For `fill` see `filled`. Raises `InputError` for a window that is larger than the grid.
     """
-    gh, gw = grid = model.config.grid(*size_of(pixels))
+    gh, gw = grid = grid_of(model, pixels)
     window = min(2, *grid) if window is None else window
     if not 1 <= window <= min(grid):
         raise InputError(f"window is {window}: expected 1 to {min(grid)}, for a grid of {gh}×{gw}")
@@ -253,7 +307,40 @@ def shapley(
     they share what is gained, and every second order is the one before it turned about. The map sums to the score less
     that of the filled picture. For `fill` see `filled`.
     """
-    grid = model.config.grid(*size_of(pixels))
+    gains, members = _gains(model, pixels, target, fill, orders, groups, seed)
+    tokens = gains / members.sum(1) @ members / orders  # (B, N)
+    return _of_cells("shapley", model, tokens.unflatten(1, grid_of(model, pixels)), pixels)
+
+
+def guided_shapley(
+    model: VisionTransformer,
+    pixels: Tensor,
+    target: Target = None,
+    fill: str | Tensor = "mean",
+    orders: int = 32,
+    groups: int = 8,
+    seed: int = 0,
+) -> Attribution:
+    """`integrated_tokens`, set right by what the score really gains when cells are shown in the orders of `shapley`.
+
+    A control variate: were the score a sum over tokens, `integrated_tokens` would be its Shapley values, so that only
+    what groups of cells gain beyond it is left to be estimated. That is shared out among their cells by ridge
+    regression. The map sums to the score less that of the filled picture.
+    """
+    prior = integrated_tokens(model, pixels, target, fill).tokens.flatten(1)  # (B, N)
+    gains, members = _gains(model, pixels, target, fill, orders, groups, seed)
+    squares = members.T @ members + RIDGE * orders * torch.eye(members.shape[1]).to(members)
+    tokens = prior + torch.linalg.solve(squares, ((gains - prior @ members.T) @ members).T).T
+    left = gains.sum(1) / orders - tokens.sum(1)
+    tokens = tokens + left[:, None] / members.shape[1]
+    return _of_cells("guided_shapley", model, tokens.unflatten(1, grid_of(model, pixels)), pixels)
+
+
+def _gains(
+    model: VisionTransformer, pixels: Tensor, target: Target, fill: str | Tensor, orders: int, groups: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """What the score gains by each group of cells (B, orders·groups), and 1 for its cells (orders·groups, N)."""
+    grid = grid_of(model, pixels)
     N = grid[0] * grid[1]
     groups = min(groups, N)
     if orders < 1 or groups < 1:
@@ -264,10 +351,8 @@ def shapley(
     group = rank * groups // N
     kept = group[:, None] < torch.arange(groups + 1)[:, None]  # (orders, groups + 1, N)
     scores = _scores_of_parts(model, pixels, filled(pixels, fill, grid), kept.flatten(0, 1).to(pixels.device), target)
-    gains = scores.unflatten(1, (orders, -1)).diff(dim=2)  # (B, orders, groups)
-    gains = gains / torch.bincount(torch.arange(N) * groups // N).to(gains)
-    tokens = gains.gather(2, group.to(pixels.device).expand(len(gains), -1, -1)).mean(1)  # (B, N)
-    return _of_cells("shapley", model, tokens.unflatten(1, grid), pixels)
+    members = (group[:, None] == torch.arange(groups)[:, None]).flatten(0, 1)
+    return scores.unflatten(1, (orders, -1)).diff(dim=2).flatten(1), members.to(scores)
 
 
 @torch.no_grad()
@@ -276,19 +361,19 @@ def _scores_of_parts(model: VisionTransformer, pixels: Tensor, fill: Tensor, kep
     chosen = direction(model(pixels), target)
     size = size_of(pixels)
     cells = cell_numbers(model.config.grid(*size), size, model.config.stride).to(pixels.device)
-    masks = kept.split(4 * _at_once(model, pixels))
-    return torch.stack(
-        [
-            torch.cat([model(torch.where(mask[:, cells][:, None], picture, other)) @ weights for mask in masks])
-            for picture, other, weights in zip(pixels, fill, chosen, strict=True)
-        ]
-    )
+    kept, places = kept.unique(dim=0, return_inverse=True)  # all orders begin with nothing and end with everything
+    masks = kept.split(_at_once(model, pixels))
+    scores = [
+        torch.cat([model(torch.where(mask[:, cells][:, None], picture, other)) @ weights for mask in masks])
+        for picture, other, weights in zip(pixels, fill, chosen, strict=True)
+    ]
+    return torch.stack(scores)[:, places]
 
 
 def random(model: VisionTransformer, pixels: Tensor, target: Target = None, seed: int = 0) -> Attribution:
     """Numbers from 0 to 1 that know nothing of the picture: what any other method must beat."""
+    grid = grid_of(model, pixels)
     direction(pixels.new_zeros(1, model.config.outputs), target)
-    grid = model.config.grid(*size_of(pixels))
     tokens = torch.rand(len(pixels), *grid, generator=torch.Generator().manual_seed(seed))
     return _of_tokens("random", model, tokens.to(pixels), pixels)
 
@@ -303,6 +388,7 @@ METHODS: dict[str, Callable[..., Attribution]] = {
     "integrated_tokens": integrated_tokens,
     "occlusion": occlusion,
     "shapley": shapley,
+    "guided_shapley": guided_shapley,
     "random": random,
 }
 
@@ -317,17 +403,12 @@ def _of_head(weights: Tensor, head: int | None) -> Tensor:
 
 
 def _at_once(model: VisionTransformer, pixels: Tensor) -> int:
-    """Pictures of that size that may pass the model together while a graph of them is kept."""
+    """Pictures of that size that may pass the model together."""
     gh, gw = model.config.grid(*size_of(pixels))
     return max(1, TOKENS_AT_ONCE // (gh * gw))
 
 
 # The two maps of an attribution
-
-
-def size_of(pixels: Tensor) -> tuple[int, int]:
-    """(H, W) of pixels (…, H, W)."""
-    return pixels.shape[-2], pixels.shape[-1]
 
 
 def _of_tokens(method: str, model: VisionTransformer, tokens: Tensor, pixels: Tensor, note: str = "") -> Attribution:

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from vitreous.data.sources import open_pictures
+from vitreous.data.targets import Task
 from vitreous.errors import InputError
-from vitreous.infer.predictor import Picture, Prediction, Predictor
+from vitreous.infer.predictor import Picture, Prediction, Predictor, load
 from vitreous.insight.attribution import METHODS, Attribution
 from vitreous.insight.explain_page import (
     POSITIONS,
@@ -27,6 +29,7 @@ from vitreous.insight.explain_page import (
 from vitreous.insight.faithfulness import Faithfulness, faithfulness
 from vitreous.insight.ledger import Ledger, ledger, lens
 from vitreous.insight.measures import position_similarity, prefix_names
+from vitreous.insight.target import score
 from vitreous.insight.trace import Trace, trace
 from vitreous.model.config import split_padding, split_stride
 from vitreous.model.presets import name_of
@@ -34,7 +37,17 @@ from vitreous.model.vit import VisionTransformer, count_parameters
 from vitreous.rundir import write_atomically
 from vitreous.training.figures import as_shown, visible_range
 
-SHOWN = ("shapley", "occlusion", "integrated_gradients", "gradient_attention", "rollout", "grad_cam", "attention")
+# In the order in which they are shown. The first is the default, chosen over many pictures: the best of one flatters.
+SHOWN = (
+    "guided_shapley",
+    "integrated_tokens",
+    "occlusion",
+    "integrated_gradients",
+    "gradient_attention",
+    "rollout",
+    "grad_cam",
+    "attention",
+)
 LINES = {
     "gradient_attention": "Attention, where more of it would raise the answer, followed back through all blocks.",
     "contributions": "What each token brings to the answer where the head reads it.",
@@ -44,6 +57,7 @@ LINES = {
     "grad_cam": "The last tokens, weighted by how their columns raise the answer.",
     "integrated_gradients": "The gradient of each pixel, summed on the way from a picture of the mean colour.",
     "occlusion": "How far the answer falls when a patch is painted over.",
+    "guided_shapley": "Integrated tokens, set right by what the answer really gains when groups of patches are shown.",
     "shapley": "What the answer gains by a patch, in the mean over random orders of showing them.",
 }
 SCORE = (
@@ -51,6 +65,9 @@ SCORE = (
     "by how much longer the answer lasts the first way. A map that knows nothing scores 0."
 )
 MOST_PICTURES = 100  # of a page
+RANDOM = 8  # maps whose scores tell what is chance on a picture
+STUDENT = 2.31  # times the root mean square of so many scores, whose mean is known to be 0: 95 % lie within
+MEAN = "mean of the training pictures"
 
 
 @dataclass(frozen=True)
@@ -59,23 +76,49 @@ class PictureExplanation:
 
     prediction: Prediction
     pixels: np.ndarray  # (h, w, C) as the model sees them
-    target: int  # the output that is explained
-    label: str
+    target: int | tuple[int, int]  # the output that is explained, or two: the first rather than the second
+    names: tuple[str, ...]  # of the outputs
     trace: Trace  # with attention
-    attributions: dict[str, Attribution]
+    attributions: dict[str, Attribution]  # the default first
     faithfulness: dict[str, Faithfulness]
-    ledger: Ledger | None  # None for dense blocks, as is the lens
+    chance: float  # scores of random maps lie within ± this on 95 of 100 tries
+    ledger: Ledger | None  # of a number in its unit; None for dense blocks, as is the lens
     lens: np.ndarray | None  # (depth + 1, outputs) answers by depth
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of what is explained, and after it of what it is held against."""
+        return tuple(self.names[k] for k in ([self.target] if isinstance(self.target, int) else self.target))
+
+    @property
+    def label(self) -> str:
+        """What is explained, in words."""
+        return " rather than ".join(self.labels)
+
+    def verdict(self, method: str) -> str:
+        """A map beside random ones, in words."""
+        found = float(self.faithfulness[method].score)
+        return "within chance" if abs(found) <= self.chance else f"{'better' if found > 0 else 'worse'} than chance"
+
     def summary(self) -> dict[str, Any]:
-        """What is explained and how faithful each map is, ready for JSON."""
-        answer = self.prediction.values or self.prediction.probabilities
+        """The answer, how it came about and how faithful each map is, ready for JSON.
+
+        Of a difference the answer is that of the logits. Blocks and heads are numbered from 1, as on the page.
+        """
+        told, ledger, lens = self.prediction, self.ledger, self.lens
+        numbers = {"values": told.values, "units": told.units, "intervals": told.intervals}
+        answers = told.values or told.probabilities
+        difference = float(score(self.trace.outputs, self.target))
         return {
-            "picture": self.prediction.picture,
+            "picture": told.picture,
             "target": self.label,
-            "answer": answer[self.label],
+            "answer": difference if len(self.labels) > 1 else answers[self.label],
+            **(numbers if told.values else {"probabilities": told.probabilities}),
             "faithfulness": {name: float(found.score) for name, found in self.faithfulness.items()},
+            "chance": self.chance,
             "notes": {name: found.note for name, found in self.attributions.items() if found.note},
+            "lens": None if lens is None else dict(zip(self.names, lens.T.tolist(), strict=True)),
+            "ledger": ledger and dict(zip(map(part_name, ledger.names), ledger.values[0].tolist(), strict=True)),
         }
 
 
@@ -97,92 +140,163 @@ class Explanation:
 
 
 def explain(
-    predictor: Predictor,
+    predictor: Predictor | str | os.PathLike,
     pictures: Picture | Sequence[Picture],
     *,
-    target: str | None = None,
+    target: str | tuple[str, str] | None = None,
     methods: Sequence[str] = SHOWN,
+    skip_bad: bool = False,
+    say: Callable[[str], None] = print,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Explanation:
-    """How the model came to its answers to files, folders or arrays.
+    """How the model of a predictor, or of a run directory, came to its answers to files, folders or arrays.
 
-    `target` names the class, label or number to explain; without it, each picture's most probable, or the first
-    number. Raises `InputError` for names that are not there, and for pictures that cannot be used, all together.
+    `target` names the class, label or number to explain; two names, or "cat - dog", ask what speaks for the first
+    rather than the second; without it, it is each picture's most probable, or the first number. Raises `InputError` for
+    names that are not there, and for pictures that cannot be used, all together; `skip_bad` names these and goes on.
     """
+    if isinstance(predictor, str | os.PathLike):
+        predictor = load(predictor)
+    if not isinstance(predictor, Predictor):
+        raise InputError(
+            f"a {type(predictor).__name__} alone cannot be explained, as it knows no names and no preprocessing: "
+            "expected vitreous.load(RUN), or the path of RUN"
+        )
     if unknown := sorted({*methods} - {*METHODS}):
         raise InputError(f"no attribution is called {unknown[0]!r}: expected some of {', '.join(METHODS)}")
-    names = predictor.task.names
-    if target is not None and target not in names:
-        raise InputError(f"the model knows no {target!r}: expected one of {', '.join(names[:20])}")
+    wanted = None if target is None else find_target(predictor.task, target)
     one = isinstance(pictures, str | os.PathLike | np.ndarray)
     source = open_pictures([pictures] if one else pictures)  # pyright: ignore[reportArgumentType]
     if len(source) > MOST_PICTURES:
         raise InputError(f"{len(source):,} pictures: expected at most {MOST_PICTURES}, which one page can show")
-    pixels, faults = [], []
+    usable, faults = [], []
     for number, name in enumerate(source.names):
         try:
-            pixels.append(predictor.spec.read(source.read(number), name)[1])
+            usable.append((name, predictor.spec.read(source.read(number), name)[1]))
         except InputError as fault:
             faults.append(str(fault))
+    if faults and not (skip_bad and usable):
+        title = f"{len(faults):,} of {len(source):,} pictures cannot be used:"
+        advice = "mend or remove them, or leave them out with --skip-bad"
+        raise InputError.listing(title, faults, advice if usable else "")
     if faults:
-        raise InputError.listing(f"{len(faults):,} of {len(source):,} pictures cannot be used:", faults)
+        say(str(InputError.listing(f"left out, {len(faults):,} pictures that cannot be used:", faults)))
     found = []
-    for number, name in enumerate(source.names):
-        found.append(_explain_one(predictor, name, pixels[number], target, methods))
-        progress(number + 1, len(source))
+    for name, pixels in usable:
+        found.append(_explain_one(predictor, name, pixels, wanted, methods))
+        progress(len(found), len(usable))
     return Explanation(predictor, found)
 
 
+def find_target(task: Task, asked: str | tuple[str, str]) -> int | tuple[int, int]:
+    """The output that a name means, or the two of a difference: ("cat", "dog"), or "cat - dog" where none is so called.
+
+    Raises `InputError` for other names, for what can be read in two ways, and for a difference of numbers.
+    """
+    names = task.names
+    if isinstance(asked, str):
+        if asked in names:
+            return names.index(asked)
+        dashes = [i for i in range(len(asked)) if asked.startswith(" - ", i)]
+        pairs = [(asked[:i], asked[i + 3 :]) for i in dashes]
+    else:
+        pairs = [tuple(asked)]
+    pairs = [pair for pair in pairs if len({*pair}) == 2 == len(pair) and {*pair} <= {*names}]
+    if len(pairs) > 1:
+        raise InputError(f"{asked!r} can be read in {len(pairs)} ways: expected target=(first, second), from Python")
+    if not pairs:
+        some = f"{names[0]} - {names[1]}" if len(names) > 1 and task.kind != "regression" else ""
+        raise InputError(
+            f"the model knows no {asked!r}: expected one of {', '.join(names[:20])}"
+            + (f", or two as {some!r}: what speaks for the first rather than the second" if some else "")
+        )
+    if task.kind == "regression":
+        raise InputError(f"{asked!r}: numbers have a scale each, so that their difference cannot be explained")
+    first, second = pairs[0]
+    return names.index(first), names.index(second)
+
+
 def _explain_one(
-    predictor: Predictor, name: str, pixels: np.ndarray, asked: str | None, methods: Sequence[str]
+    predictor: Predictor, name: str, pixels: np.ndarray, wanted: int | tuple[int, int] | None, methods: Sequence[str]
 ) -> PictureExplanation:
     model, task = predictor.model, predictor.task
     normalised = predictor.normalised(torch.from_numpy(pixels[None].copy()))
     found = trace(model, normalised, what=("attention",))
     answers = predictor.calibration.answers(task, found.outputs.float().cpu().numpy())[0]
-    first = 0 if task.kind == "regression" else int(answers.argmax())
-    target = task.names.index(asked) if asked is not None else first
+    target = wanted if wanted is not None else 0 if task.kind == "regression" else int(answers.argmax())
     attributions = {method: METHODS[method](model, normalised, target) for method in methods}
+    generator = torch.Generator().manual_seed(0)
+    noise = {f"random {i}": torch.rand(1, *found.grid, generator=generator) for i in range(1, RANDOM)}
+    scored = faithfulness(
+        model,
+        normalised,
+        {method: attribution.tokens for method, attribution in attributions.items()} | noise,
+        target,
+        kind=task.kind,
+        temperature=predictor.calibration.temperature,
+        orders=1,
+    )
+    blind = [float(scored[name].score) for name in ("random", *noise)]
     stream = model.config.ablation != "dense"
     return PictureExplanation(
         prediction=predictor.prediction(name, answers),
         pixels=pixels,
         target=target,
-        label=task.names[target],
+        names=task.names,
         trace=found,
         attributions=attributions,
-        faithfulness=faithfulness(
-            model,
-            normalised,
-            {method: attribution.tokens for method, attribution in attributions.items()},
-            target,
-            kind=task.kind,
-            temperature=predictor.calibration.temperature,
-        ),
-        ledger=ledger(model, normalised, target) if stream else None,
+        faithfulness={name: one for name, one in scored.items() if name not in noise},
+        chance=STUDENT * float(np.sqrt(np.mean(np.square(blind)))),
+        ledger=_in_units(ledger(model, normalised, target), task, target) if stream else None,
         lens=predictor.calibration.answers(task, lens(model, normalised)[0].cpu().numpy()) if stream else None,
     )
+
+
+def _in_units(found: Ledger, task: Task, target: int | tuple[int, int]) -> Ledger:
+    """The ledger of a number in its unit: of deviations, with what they deviate from as its last part."""
+    if task.kind != "regression" or not isinstance(target, int):
+        return found
+    std, mean = task.std[target], task.mean[target]
+    return Ledger(
+        (*found.names, MEAN),
+        F.pad(found.values.cpu().double() * std, (0, 1), value=mean),
+        F.pad(found.tokens * std, (0, 0, 0, 1)),
+        found.score.cpu().double() * std + mean,
+    )
+
+
+def part_name(name: str) -> str:
+    """What a part of a ledger is called where it is shown: "head 0.3" is "block 1, head 4"."""
+    kind, _, place = name.partition(" ")
+    if kind not in ("position", "head", "mlp"):
+        return name
+    block, _, head = place.partition(".")
+    return f"block {int(block) + 1}, " + (f"head {int(head) + 1}" if head else kind.replace("mlp", "MLP"))
 
 
 def _page(predictor: Predictor, found: PictureExplanation) -> PageExplanation:
     """What the page shows of a picture."""
     model, task = predictor.model, predictor.task
     grid = found.trace.grid
-    unit = task.units[found.target] if task.kind == "regression" else None
+    unit = task.units[found.target] if isinstance(found.target, int) and task.kind == "regression" else None
     layers = {number: layer for number, layer in found.trace.layers.items() if "attention" in layer.recorded}
     return PageExplanation(
         name=found.prediction.picture,
         pixels=as_shown(found.pixels, max(found.pixels.shape), visible_range([found.pixels])),
         grid=grid,
         answers=_answers(predictor, found),
-        target=found.label,
+        target=found.labels[0],
+        against=found.labels[1] if len(found.labels) > 1 else "",
+        labels=task.kind == "multilabel",
         prefix=prefix_names(model),
         attributions=[_attribution(found, method) for method in found.attributions],
+        chance=found.chance,
+        edges=float(found.faithfulness["edges"].score),
         attention=[layer.attention[0].cpu().numpy() for layer in layers.values()],
-        blocks=list(layers),
+        blocks=[number + 1 for number in layers],
         cell=max((layer.cell for layer in layers.values()), default=1),
         pool=None if found.trace.pool is None else found.trace.pool[0].cpu().numpy(),
-        lens=None if found.lens is None else _lens(predictor, found, found.lens),
+        lens=None if found.lens is None else _lens(found, found.lens, unit),
         ledger=found.ledger and _ledger(found.ledger, unit),
         position=_positions(model, grid),
         splits=[
@@ -200,34 +314,33 @@ def _answers(predictor: Predictor, found: PictureExplanation) -> list[PageAnswer
 
 
 def _attribution(found: PictureExplanation, method: str) -> PageAttribution:
-    attribution, believed = found.attributions[method], found.faithfulness
+    attribution = found.attributions[method]
     pixelwise = method == "integrated_gradients"
     return PageAttribution(
         name=method.replace("_", " "),
         line=LINES.get(method, ""),
         values=(attribution.pixels if pixelwise else attribution.tokens)[0].float().cpu().numpy(),
-        score=float(believed[method].score),
-        random=0.0,  # an order and its reverse have opposite scores; what a few random ones have is noise about that
-        edges=float(believed["edges"].score),
+        score=float(found.faithfulness[method].score),
         note=attribution.note,
     )
 
 
-def _lens(predictor: Predictor, found: PictureExplanation, answers: np.ndarray) -> PageLens:
-    task = predictor.task
-    order = [found.target, *(k for k in np.argsort(-answers[-1]) if k != found.target)]
-    if task.kind == "regression":
-        return PageLens([found.label], answers[:, [found.target]], task.units[found.target])
-    return PageLens([task.names[k] for k in order], answers[:, order])
+def _lens(found: PictureExplanation, answers: np.ndarray, unit: str | None) -> PageLens:
+    asked = [found.target] if isinstance(found.target, int) else list(found.target)
+    others = [k for k in np.argsort(-answers[-1]) if k not in asked] if unit is None else []
+    return PageLens([found.names[k] for k in asked + others], answers[:, asked + others], unit)
 
 
 def _ledger(found: Ledger, unit: str | None) -> PageLedger:
+    count = len(found.names) - (found.names[-1] == MEAN)
+    values = found.values[0].tolist()
     return PageLedger(
-        found.names,
-        found.values[0].cpu().numpy(),
+        [part_name(name) for name in found.names[:count]],
+        np.array(values[:count]),
         float(found.score),
-        "logit" if unit is None else "deviations",  # of a number: what the model gives before units
-        found.tokens[0].cpu().numpy(),
+        unit,
+        found.tokens[0, :count].cpu().numpy(),
+        values[-1] if count < len(values) else None,
     )
 
 

@@ -15,8 +15,9 @@ SHELL = 150_000  # that the page takes without any picture, and more
 PICTURE_BYTES = 2_500_000  # of them for its pixels
 MAP_SIDE = 256  # values along a side of an attribution, at most
 POSITIONS = 32 * 32  # whose likeness is kept
-ANSWERS = 6
-CONTRIBUTIONS = 14  # shown one by one
+ANSWERS = 6  # shown one by one, as are
+CONTRIBUTIONS = 14
+FAINT = 0.005  # an answer less probable, or a part less than so much of the largest, is one of the others
 LENS_NAMES = 5  # lines of the lens
 
 Grid = tuple[int, int]
@@ -40,9 +41,6 @@ class PageAttribution:
     line: str  # what the method does, in one sentence
     values: np.ndarray  # (gh, gw), or (h, w) of pixels; above 0 for the answer, below 0 against it
     score: float | None = None  # its faithfulness: the higher the better
-    interval: tuple[float, float] | None = None  # of the score
-    random: float | None = None  # the score of a random map
-    edges: float | None = None  # the score of a map of the picture's edges, which knows no model
     note: str = ""
 
 
@@ -62,8 +60,9 @@ class PageLedger:
     names: Sequence[str]
     values: np.ndarray
     total: float
-    unit: str = "logit"
+    unit: str | None = None  # None: a logit
     tokens: np.ndarray | None = None
+    start: float | None = None  # of a number: the mean of the training pictures, to which the parts are added
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,15 @@ class PageExplanation:
     grid: Grid
     answers: Sequence[PageAnswer]  # the largest first
     target: str  # the answer that is explained
+    against: str = ""  # rather than which other one
     truth: str = ""  # the right answer, where it is known
+    labels: bool = False  # answers are labels, each with a probability of its own
     prefix: Sequence[str] = ()  # "class token", "register 1": the tokens before the picture's
-    attributions: Sequence[PageAttribution] = ()
+    attributions: Sequence[PageAttribution] = ()  # the first is shown at first
+    chance: float | None = None  # the scores of random maps stay within ± this
+    edges: float | None = None  # the score of a map of the picture's edges, which knows no model
     attention: Sequence[np.ndarray] | np.ndarray | None = None  # (blocks, heads, T, T), rows sum to 1
-    blocks: Sequence[int] = ()  # the numbers of these blocks; empty: from 0 on
+    blocks: Sequence[int] = ()  # the numbers of these blocks, from 1 on; empty: all
     cell: int = 1  # side of the square of tokens over which attention is pooled already
     pool: np.ndarray | None = None  # (heads, N) weights, where attention pools the tokens
     lens: PageLens | None = None
@@ -139,10 +142,13 @@ def _picture(shown: PageExplanation) -> dict[str, Any]:
         **_pixels(shown.pixels),
         "grid": shown.grid,
         "prefix": shown.prefix,
-        "answers": [vars(answer) for answer in _shown_answers(shown)],
+        **_answers(shown),
         "target": shown.target,
+        "against": shown.against,
         "truth": shown.truth,
-        "attributions": [_attribution(one, shown.grid) for one in sorted(shown.attributions, key=_faithful)],
+        "attributions": [_attribution(one, shown.grid) for one in shown.attributions],
+        "chance": shown.chance,
+        "edges": shown.edges,
         "lens": shown.lens and _lens(shown.lens),
         "ledger": shown.ledger and _ledger(shown.ledger, shown.grid),
         "position": None if shown.position is None else _position(np.asarray(shown.position), shown.grid),
@@ -155,9 +161,30 @@ def _picture(shown: PageExplanation) -> dict[str, Any]:
     return found
 
 
-def _shown_answers(shown: PageExplanation) -> list[PageAnswer]:
-    """The first, and the one that is explained."""
-    return [one for i, one in enumerate(shown.answers) if i < ANSWERS or one.label == shown.target]
+def _answers(shown: PageExplanation) -> dict[str, Any]:
+    """The first ones unless they are faint, those that are explained, and the others in a word."""
+    kept = [
+        one
+        for number, one in enumerate(shown.answers)
+        if number == 0
+        or one.label in (shown.target, shown.against)
+        or (number < ANSWERS and (one.unit is not None or not one.value < FAINT))
+    ]
+    rest = [one for one in shown.answers if one not in kept]
+    if len(rest) == 1:
+        kept, rest = list(shown.answers), []
+    many, words = f"{len(rest):,}", ""
+    if rest and rest[0].unit is not None:
+        words = f"{many} other numbers"
+    elif rest and shown.labels:
+        words = f"others: {many} labels, none above {_percent(max(one.value for one in rest))}"
+    elif rest:
+        words = f"others: {many} classes, {_percent(sum(one.value for one in rest))}"
+    return {"answers": [vars(one) for one in kept], "others": words}
+
+
+def _percent(share: float) -> str:
+    return "<\u00a00.1\u00a0%" if 0 < share < 0.001 else f"{100 * share:.1f}\u00a0%"
 
 
 def _pixels(pixels: np.ndarray) -> dict[str, Any]:
@@ -169,12 +196,6 @@ def _pixels(pixels: np.ndarray) -> dict[str, Any]:
         image = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
         picture = np.asarray(image.reduce(shrunk))
     return {"picture": uri, "size": (height, width), "shrunk": shrunk}
-
-
-def _faithful(attribution: PageAttribution) -> tuple[bool, float]:
-    """Sorts the most faithful first, and last what was not scored."""
-    score = attribution.score
-    return (True, 0) if score is None or not np.isfinite(score) else (False, -score)
 
 
 def _attribution(attribution: PageAttribution, grid: Grid) -> dict[str, Any]:
@@ -189,8 +210,6 @@ def _attribution(attribution: PageAttribution, grid: Grid) -> dict[str, Any]:
     if not on_tokens:  # a few pixels would leave all others dark
         span = float(np.quantile(np.abs(values), 0.99)) or span
     found = {key: value for key, value in vars(attribution).items() if key != "values"}
-    if attribution.interval is not None and not np.isfinite(attribution.interval).all():
-        found["interval"] = None
     return found | {"map": page.packed(values, "u8", span), "tokens": on_tokens, "least": low / high if high > 0 else 0}
 
 
@@ -202,7 +221,9 @@ def _lens(lens: PageLens) -> dict[str, Any]:
 def _ledger(ledger: PageLedger, grid: Grid) -> dict[str, Any]:
     """The largest parts, the sum of the others, and where on the picture each comes from."""
     values = np.asarray(ledger.values, np.float64)
-    order = np.argsort(-np.abs(np.nan_to_num(values)), kind="stable")[:CONTRIBUTIONS]
+    sizes = np.abs(np.nan_to_num(values))
+    order = np.argsort(-sizes, kind="stable")[:CONTRIBUTIONS]
+    order = order[sizes[order] >= FAINT * sizes.max(initial=0)]
     others = np.setdiff1d(np.arange(len(values)), order)
     tokens = None
     if ledger.tokens is not None:
@@ -219,6 +240,7 @@ def _ledger(ledger: PageLedger, grid: Grid) -> dict[str, Any]:
         "total": ledger.total,
         "unit": ledger.unit,
         "tokens": tokens,
+        "start": ledger.start,
     }
 
 
@@ -242,7 +264,7 @@ def _attention(shown: PageExplanation, blocks: Sequence[np.ndarray] | np.ndarray
     for bits, factor, mean in _ways(rows, heads):
         layers = _layers(blocks, prefix, rows, bits, factor, mean, budget)
         if layers is not None:
-            numbers = list(shown.blocks) or list(range(len(blocks)))
+            numbers = list(shown.blocks) or list(range(1, len(blocks) + 1))
             return {
                 "layers": [layer | {"number": number} for layer, number in zip(layers, numbers, strict=True)],
                 "heads": 1 if mean else heads,

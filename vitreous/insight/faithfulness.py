@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from vitreous import metrics
 from vitreous.errors import InputError
 from vitreous.insight.attribution import Attribution
-from vitreous.insight.pixels import cell_numbers, filled, to_cells
-from vitreous.insight.target import Target
+from vitreous.insight.pixels import cell_numbers, filled, grid_of, to_cells
+from vitreous.insight.target import Target, fault_of
 from vitreous.model.head import Head
 from vitreous.model.vit import VisionTransformer, build
 
@@ -166,7 +166,7 @@ def faithfulness(
     Raises:
         InputError: maps of another shape than the token grid or not finite, and all other arguments that do not fit.
     """
-    grid = model.config.grid(*pixels.shape[-2:])
+    grid = grid_of(model, pixels)
     _check(model, pixels, attributions, target, fills, kind, {"steps": steps, "orders": orders, "batch": batch}, grid)
     B, N = len(pixels), grid[0] * grid[1]
     whole = torch.cat([model(some).float() for some in pixels.split(batch)])  # (B, outputs)
@@ -188,11 +188,12 @@ def faithfulness(
 
 def edges(model: VisionTransformer, pixels: Tensor) -> Tensor:
     """Pixels (B, C, H, W) -> how strong edges are in each cell (B, gh, gw), by Sobel's operator. Knows no weights."""
+    grid = grid_of(model, pixels)
     across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=pixels.device)
     padded = F.pad(pixels, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
     slopes = F.conv2d(padded, torch.stack((across, across.T))[:, None])  # (B·C, 2, H, W)
     strength = slopes.norm(dim=1).unflatten(0, pixels.shape[:2]).sum(1)  # (B, H, W)
-    return to_cells(strength, model.config.grid(*pixels.shape[-2:]), model.config.stride)
+    return to_cells(strength, grid, model.config.stride)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +235,7 @@ def randomisation(
         batch: pictures that `method` is given at once.
         seed: of the fresh weights.
     """
+    grid_of(model, pixels)
     with torch.no_grad():
         chosen = torch.cat([model(some) for some in pixels.split(batch)]).argmax(1) if target is None else None
 
@@ -286,9 +288,14 @@ def _check(
 ):
     """Raises `InputError` that lists every argument that does not fit."""
     outputs, shape = model.config.outputs, (len(pixels), *grid)
-    faults = [] if len(pixels) else ["there are no pictures"]
+    faults = []
+    if not isinstance(attributions, Mapping):
+        faults.append(f"attributions are a {type(attributions).__name__}: expected maps by name, {{'mine': maps}}")
+        attributions = {}
     for name, values in attributions.items():
-        if tuple(values.shape) != shape:
+        if not isinstance(values, Tensor):
+            faults.append(f"the maps of {name} are a {type(values).__name__}: expected a tensor of shape {shape}")
+        elif tuple(values.shape) != shape:
             faults.append(f"the maps of {name} have the shape {tuple(values.shape)}: expected {shape}")
         elif not values.isfinite().all():
             faults.append(f"the maps of {name} hold numbers that are not finite")
@@ -297,8 +304,7 @@ def _check(
         faults.append(f"fills are {tuple(fills)}: expected some of {', '.join(FILLS)}")
     if kind not in KINDS:
         faults.append(f"kind is {kind!r}: expected one of {', '.join(KINDS)}")
-    wanted = (target,) if isinstance(target, int) else target or ()
-    faults += [f"target {k}: expected an output from 0 to {outputs - 1}" for k in wanted if not 0 <= k < outputs]
+    faults += [fault] if (fault := fault_of(target, outputs)) else []
     if kind == "classification" and outputs == 1 and not isinstance(target, tuple):
         faults.append("a model of one output has no classes: expected kind regression or multilabel")
     if kind == "regression" and target is None and outputs > 1:

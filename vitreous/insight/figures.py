@@ -1,6 +1,7 @@
 """Pictures of a whole model, or of a model on a set of pictures: what `measures` gives, as matplotlib Figures.
 
-The style is that of `vitreous.training.figures`.
+The style is that of `vitreous.training.figures`. Maps are clear where there is nothing, so that a figure can lie on a
+light ground or a dark one.
 """
 
 import io
@@ -8,7 +9,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -40,13 +43,25 @@ from vitreous.model.patch import PatchEmbedding
 from vitreous.model.stem import ConvolutionStem
 from vitreous.model.t2t import ConvolutionTokens
 from vitreous.model.vit import VisionTransformer
-from vitreous.training.figures import BLUE, BLUES, DPI, FAINT, GREY, INK, MUTED, ORANGE, house_style, short
+from vitreous.training.figures import BLUE, DPI, FAINT, GREY, INK, MUTED, ORANGE, as_shown, house_style, short
 
 Grid = tuple[int, int]
 SHOWN = 8  # pictures on a figure, and maps a side
 DASHED: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (4, 3))}
 SERIES = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # of Okabe & Ito 2008
-BOTH_WAYS = LinearSegmentedColormap.from_list("both ways", ["#08406e", BLUE, "#ffffff", ORANGE, "#7a3600"])
+RAMP = LinearSegmentedColormap.from_list("ramp", ["#2a86c800", "#2a86c8"])
+BOTH_WAYS = LinearSegmentedColormap.from_list("both ways", ["#2a86c8", "#2a86c800", "#e0701800", "#e07018"])
+PAGE = {  # what colours are called in a page's style sheet
+    INK: "ink",
+    MUTED: "muted",
+    FAINT: "line",
+    GREY: "strong-line",
+    BLUE: "blue",
+    ORANGE: "orange",
+    "#009e73": "green",
+    "#cc79a7": "purple",
+}
+PER_POINT = 1.45  # pixels of a page: 8.5 points become 12
 
 
 def model_pictures(
@@ -95,8 +110,8 @@ def model_pictures(
     if config.conditional and B > 1:
         add(
             "What the convolutions between blocks add",
-            f"Shares of its mean square over {B:,} pictures. What depends on the place alone works as a position "
-            "embedding; what depends on the picture mixes neighbours.",
+            f"Shares of its mean square over {B:,} pictures: what depends on the place alone works as a position "
+            "embedding, and what depends on the picture mixes neighbours.",
             draw_convolution_parts(convolution_parts(model, pixels)),
         )
     distance = attention_distance(model, pixels)
@@ -109,8 +124,8 @@ def model_pictures(
         )
     add(
         "Tokens that stand out",
-        f"Lengths of the tokens of {said}. Outliers are longer than Q3 + 3·(Q3 − Q1) and than twice the median. Below, "
-        "the pictures with the longest tokens after the last block; an outlier would be of the darkest blue.",
+        f"Lengths of the tokens of {said}, where an outlier is longer than Q3 + 3·(Q3 − Q1) and than twice the median; "
+        "below, the pictures with the longest tokens after the last block, where it would be of the deepest blue.",
         draw_token_norms(token_norms(model, pixels), pictures, prefix_names(model)),
     )
     features = token_features(model, pixels)
@@ -119,9 +134,9 @@ def model_pictures(
     colours = {"among all": among.colours(features[:SHOWN]), "within a picture": within.colours(own[:SHOWN])}
     add(
         "What tokens have become",
-        "The first three principal components of the last block's tokens as red, green and blue: alike colours are "
-        f"alike tokens. Among the tokens of all pictures they hold {_share(among.shares.sum())} of the variance; "
-        f"within a picture, its mean taken off, {_share(within.shares.sum())}.",
+        "The first three principal components of the last block's tokens as red, green and blue, so that alike colours "
+        f"are alike tokens: among those of all pictures they hold {_share(among.shares.sum())} of the variance, within "
+        f"a picture, its mean taken off, {_share(within.shares.sum())}.",
         draw_colours(colours, pictures[:SHOWN]),
     )
     return found
@@ -137,10 +152,10 @@ def draw_position_similarity(maps: np.ndarray, rows: np.ndarray, columns: np.nda
     gap = 0 if line else max(1, round(0.1 * max(gh, gw)))
     sheet = maps.reshape(n, -1) if line else mosaic(maps[..., None], (len(rows), len(columns)), gap)[..., 0]
     aspect = 1.0 if line else aspect
-    width, height = _fitted(sheet.shape[1], sheet.shape[0] * aspect, 5.2)
+    width, height = _fitted(sheet.shape[1], sheet.shape[0] * aspect, 3.8)
     with styled(width + 1.5, height + 0.9) as figure:
         axes = figure.add_subplot()
-        image = axes.imshow(sheet, cmap=BLUES, vmax=1, aspect=aspect, interpolation="nearest")
+        image = axes.imshow(sheet, cmap=RAMP, vmax=1, aspect=aspect, interpolation="nearest")
         if line:
             _places(axes.yaxis, columns if gh == 1 else rows, 1)
             axes.set(xlabel="all tokens, in their order", ylabel="token", xticks=[])
@@ -171,6 +186,8 @@ def draw_position_bias(bias: np.ndarray, aspect: float = 1.0) -> Figure:
             _bare(axes, ticks=False)
         for axes in every[len(panels) :]:
             axes.set_axis_off()
+        figure.supxlabel("column of the key, the query's in the middle", fontsize=8.5, color=MUTED)
+        figure.supylabel("row of the key", fontsize=8.5, color=MUTED)
         _bar(figure, list(every), image, "added to the score")
     return figure
 
@@ -184,18 +201,18 @@ def draw_convolution_parts(parts: np.ndarray) -> Figure:
         kinds = [
             ("place", BLUE, parts[:, 1]),
             ("picture", ORANGE, parts[:, 2]),
-            ("same everywhere", FAINT, parts[:, 0]),
+            ("same everywhere", GREY, parts[:, 0]),
         ]
         for name, colour, shares in kinds:
             shares = shares.clip(0)
             left.bar(blocks, shares, bottom=floor, color=colour, width=0.72, label=name)
             floor += shares
-        left.set(title="What it depends on", ylim=(0, 1), xlabel="before block")
+        left.set(title="What it depends on", ylim=(0, 1), xlabel="before block", ylabel="share of its mean square")
         left.yaxis.set_major_formatter(_percent)
         _legend(figure, 3)
         right.plot(blocks, parts[:, 3], "o-", color=MUTED, markersize=4)
         top = 1.15 * float(parts[:, 3].max()) or 1.0
-        right.set(title="Size, that of the tokens = 1", ylim=(0, top), xlabel="before block")
+        right.set(title="How large it is", ylim=(0, top), xlabel="before block", ylabel="size, that of the tokens = 1")
         right.set_xlim(0.4, len(parts) + 0.6)
         for axes in (left, right):
             axes.grid(visible=False, axis="x")
@@ -213,11 +230,12 @@ def draw_filters(filters: np.ndarray, most: int = 64) -> Figure:
         (f"{len(components)} principal components: {_share(shares.sum())}", components),
     ]
     shapes = [_tiling(len(one), kh / kw) for _, one in panels]
-    widths = [columns * kw / (rows * kh) * 3.0 for rows, columns in shapes]
-    with styled(sum(widths) + 0.5, 3.4, gap=0.08) as figure:
+    widths = [columns * kw / (rows * kh) * 2.5 for rows, columns in shapes]
+    with styled(sum(widths) + 0.5, 2.9, gap=0.08) as figure:
         for axes, (title, one), shape in zip(figure.subplots(1, 2, width_ratios=widths), panels, shapes, strict=True):
             sheet = mosaic(filter_colours(one), shape, max(1, round(0.12 * max(kh, kw))), enlarge=-(-8 // max(kh, kw)))
-            axes.imshow(np.nan_to_num(sheet, nan=1.0), interpolation="nearest")
+            drawn = np.dstack((np.nan_to_num(sheet), np.isfinite(sheet[..., :1])))  # clear between the filters
+            axes.imshow(drawn, interpolation="nearest")
             axes.set_title(title)
             _bare(axes, ticks=False)
     return figure
@@ -291,7 +309,7 @@ def draw_token_norms(norms: TokenNorms, pictures: np.ndarray, prefix: Sequence[s
         for number, name in enumerate(prefix):
             shade = (INK, MUTED, GREY)[min(number, 2)]
             left.plot(stages, norms.prefix[:, :, number].mean(1), color=shade, linewidth=1, label=name)
-        left.set(title="Length of tokens", xlabel="after block (0: embedded)", xlim=(0, S - 1))
+        left.set(title="Length of tokens", xlabel="after block (0: embedded)", ylabel="length", xlim=(0, S - 1))
         left.legend(fontsize=7, labelcolor=MUTED, loc="best", handlelength=1.4)
         left.grid(visible=False, axis="x")
         left.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
@@ -313,7 +331,7 @@ def draw_token_norms(norms: TokenNorms, pictures: np.ndarray, prefix: Sequence[s
             _, mapped = _pair(cell, pictures[one])
             lengths, extent = norms.tokens[-1][one], (0, size[1], size[0], 0)
             mapped.imshow(
-                lengths, cmap=BLUES, vmin=0, vmax=thresholds[-1] or 1.0, extent=extent, interpolation="nearest"
+                lengths, cmap=RAMP, vmin=0, vmax=thresholds[-1] or 1.0, extent=extent, interpolation="nearest"
             )
             mapped.set_xlabel(f"up to {_number(lengths.max())}", fontsize=7.5)
     return figure
@@ -323,9 +341,9 @@ def draw_colours(maps: Mapping[str, np.ndarray], pictures: np.ndarray) -> Figure
     """Maps of colours, name -> (B, gh, gw, 3), below their pictures (B, H, W, 3), or beside those that are tall."""
     B, H, W = pictures.shape[:3]
     tall = H > W
-    columns = min(B, 4 if tall or W > 2 * H else SHOWN)
+    columns = min(B, 2 if tall else 4)
     rows = math.ceil(B / columns)
-    width, height = _fitted(W, H, 1.4)
+    width, height = _fitted(W, H, 1.2)
     width, height = (width * (1 + len(maps)), height) if tall else (width, height * (1 + len(maps)))
     with styled(columns * (width + 0.15) + 0.2, rows * (height + 0.15) + 0.2, gap=0.02) as figure:
         cells = figure.subfigures(rows, columns, squeeze=False, wspace=0.05, hspace=0.05).ravel()
@@ -355,7 +373,8 @@ def draw_scores_by_depth(scores: DepthScores, task: Task) -> Figure:
         chance = {"accuracy": "always the commonest class", "RMSE": "always the mean"}
         axes.axhline(baseline[0], **DASHED, color=GREY, label=chance.get(scores.measure, "chance"))
         _legend(figure, 2 if K > 1 else 1)
-        axes.set(xlabel="after block (0: embedded)", ylabel=label, xlim=(-0.2, S - 0.8), ylim=(0, None))
+        axes.set(xlabel="after block (0: embedded)", ylabel=label, xlim=(-0.2, S - 0.8))
+        axes.set_ylim(0, 1.15 * max(float(np.nanmax(values)), float(baseline[0])))
         if K == 1:
             said = f"{values[-1, 0]:.3g}" if scores.measure == "RMSE" else f"{100 * values[-1, 0]:.1f} %"
             axes.annotate(said, (S - 1, values[-1, 0]), (0, 7), textcoords="offset points", ha="center", color=BLUE)
@@ -387,6 +406,37 @@ def to_png(figure: Figure) -> bytes:
         return file.getvalue()
 
 
+def to_svg(figure: Figure, words: str) -> str:
+    """The figure as an SVG element of HTML, whose colours and type are those of the page around it.
+
+    `words`, which no other figure of the page has, say what it shows to who cannot see it.
+    """
+    file = io.StringIO()
+    with house_style(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": words}):
+        figure.savefig(file, format="svg", bbox_inches="tight", pad_inches=0.02, facecolor="none")
+    tree = ElementTree.fromstring(file.getvalue())
+    for parent in [*tree.iter()]:
+        for child in [*parent]:
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+    for element in tree.iter():
+        given = {name.partition("}")[2] or name: value for name, value in element.attrib.items()}
+        for rule in filter(None, given.pop("style", "").split("; ")):
+            name, value = rule.split(": ", 1)
+            given[name] = f"var(--{PAGE[value]})" if value in PAGE else value
+        given.pop("font-family", None)
+        element.tag, element.tail = element.tag.partition("}")[2], None
+        element.text = (element.text or "").strip()
+        if element.tag in ("g", "image"):
+            given.pop("id", None)
+        element.attrib = given
+    box = tree.attrib["viewBox"]
+    width, height = (f"{PER_POINT * float(side):.0f}" for side in box.split()[2:])
+    tree.attrib = {"class": "drawn", "viewBox": box, "width": width, "height": height}
+    tree.attrib |= {"role": "img", "aria-label": words}
+    return ElementTree.tostring(tree, "unicode")
+
+
 @contextmanager
 def styled(width: float, height: float, gap: float = 0.0) -> Iterator[Figure]:
     """A figure of a size in inches in the house's style; it is laid out before the style is gone."""
@@ -410,7 +460,7 @@ def _pair(cell: SubFigure, picture: np.ndarray, count: int = 2) -> list[Axes]:
     """The axes of a picture, which is drawn, and of what belongs to it."""
     H, W = picture.shape[:2]
     every = list(cell.subplots(*((1, count) if H > W else (count, 1))).ravel())
-    every[0].imshow(_thinned(picture), extent=(0, W, H, 0))
+    every[0].imshow(as_shown(picture, 320, (0, 255)), extent=(0, W, H, 0))
     for axes in every:
         _bare(axes, ticks=False)
     return every
@@ -463,11 +513,6 @@ def _tiling(count: int, aspect: float) -> Grid:
     """Rows and columns in which so many tiles of height / width come nearest to a square."""
     columns = max(1, min(count, round(math.sqrt(count * aspect))))
     return math.ceil(count / columns), columns
-
-
-def _thinned(picture: np.ndarray, most: int = 320) -> np.ndarray:
-    step = max(1, max(picture.shape[:2]) // most)
-    return picture[::step, ::step]
 
 
 def _share(share: float) -> str:

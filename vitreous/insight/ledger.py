@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.errors import InputError
+from vitreous.insight.pixels import grid_of
 from vitreous.insight.target import Target, direction
 from vitreous.insight.trace import trace
 from vitreous.model.head import DistilledHead, Head, Pool
@@ -36,6 +37,7 @@ def ledger(model: VisionTransformer, pixels: Tensor, target: Target = None) -> L
     excitation, the weights of attention pooling and what its MLP adds, the slope of a head's hidden layer. "bias" is
     the rest: the biases of projections, norm and head. Raises `InputError` for dense blocks, which have no stream.
     """
+    grid_of(model, pixels)
     if model.config.ablation == "dense":
         raise InputError("dense blocks have no residual stream to keep a ledger of")
     with torch.no_grad():
@@ -141,6 +143,7 @@ def lens(model: VisionTransformer, pixels: Tensor) -> Tensor:
     The logit lens (nostalgebraist, 2020), through the final norm and the model's own pooling. Raises `InputError` for
     dense blocks, whose tokens change their width.
     """
+    grid_of(model, pixels)
     if model.config.ablation == "dense":
         raise InputError("dense blocks change the width of the tokens: the head can read the last ones alone")
     with torch.no_grad():

@@ -155,11 +155,6 @@ class AttentionDistance:
     everywhere: float  # of a head that attends to all tokens alike
     diagonal: float  # of the picture
 
-    @property
-    def shares(self) -> np.ndarray:
-        """(depth, heads), as shares of the picture's diagonal."""
-        return self.pixels / self.diagonal
-
 
 def attention_distance(model: VisionTransformer, pixels: Tensor, memory: int = 2**30) -> AttentionDistance:
     """Distance between the centres of a query and of what it attends to, weighted by attention (2010.11929, D.7).

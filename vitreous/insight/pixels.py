@@ -1,4 +1,6 @@
-"""From tokens to pixels and back: where in the picture the mass of a map lies."""
+"""Pixels as a model takes them, and from tokens to pixels and back: where in the picture the mass of a map lies."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,42 @@ from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig, split_length, split_padding, split_stride
 
 Size = tuple[int, int]
+
+
+def grid_of(model: Any, pixels: Any) -> Size:
+    """The token grid (gh, gw) of normalised pixels (B, C, H, W).
+
+    Whoever looks inside comes by here first: raises `InputError` for what is no model or no such pixels.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, ModelConfig):
+        raise InputError(f"model is a {type(model).__name__}: expected a VisionTransformer, such as predictor.model")
+    if not isinstance(pixels, Tensor):
+        raise InputError(
+            f"pixels are a {type(pixels).__name__}: expected a tensor of normalised pixels (batch, {config.channels}, "
+            "height, width); vitreous.explain(predictor, pictures) takes files and arrays"
+        )
+    if pixels.ndim != 4 or pixels.shape[1] != config.channels:
+        raise InputError(f"pixels of shape {tuple(pixels.shape)}: expected (batch, {config.channels}, height, width)")
+    if not len(pixels):
+        raise InputError(f"pixels of shape {tuple(pixels.shape)}: there are no pictures")
+    weight = next(model.parameters(), pixels)
+    autocast = torch.is_autocast_enabled(pixels.device.type)
+    if not pixels.is_floating_point() or (pixels.dtype != weight.dtype and not autocast):
+        raise InputError(
+            f"pixels are {_type_name(pixels)}: expected {_type_name(weight)}, normalised as in training, which "
+            "predictor.normalised(pixels) does"
+        )
+    return config.grid(*size_of(pixels))
+
+
+def size_of(pixels: Tensor) -> Size:
+    """(H, W) of pixels (…, H, W)."""
+    return pixels.shape[-2], pixels.shape[-1]
+
+
+def _type_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def to_pixels(config: ModelConfig, tokens: Tensor, size: Size) -> tuple[Tensor, Tensor]:

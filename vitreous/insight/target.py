@@ -1,5 +1,7 @@
 """What is asked about an answer: one output, the difference of two, or the largest."""
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -8,16 +10,24 @@ from vitreous.errors import InputError
 Target = int | tuple[int, int] | None  # an output; the first less the second; each picture's largest
 
 
+def fault_of(target: Target, count: int) -> str:
+    """What is wrong with a target of so many outputs, "" where nothing is."""
+    wanted = target if isinstance(target, tuple) else (target,)
+    known = all(isinstance(number, numbers.Integral) and 0 <= number < count for number in wanted)
+    if target is None or (known and 1 <= len(wanted) <= 2):
+        return ""
+    return f"target is {target}: expected an output, 0 to {count - 1}, two for their difference, or None"
+
+
 def direction(outputs: Tensor, target: Target) -> Tensor:
     """(B, outputs) -> what each counts, 1, -1 or 0. Raises `InputError` for an output that is not there."""
     B, count = outputs.shape
+    if fault := fault_of(target, count):
+        raise InputError(fault)
     if target is None:
         return torch.nn.functional.one_hot(outputs.argmax(1), count).to(outputs)
-    wanted = target if isinstance(target, tuple) else (target,)
-    if len(wanted) > 2 or any(not isinstance(number, int) or not 0 <= number < count for number in wanted):
-        raise InputError(f"target is {target}: expected an output, 0 to {count - 1}, two for their difference, or None")
     one = outputs.new_zeros(B, count)
-    for number, sign in zip(wanted, (1, -1), strict=False):
+    for number, sign in zip(target if isinstance(target, tuple) else (target,), (1, -1), strict=False):
         one[:, number] += sign
     return one
 

@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitreous.errors import InputError
+from vitreous.insight.pixels import grid_of
 from vitreous.model.t2t import TokenPerformer, TokensToToken, TokenTransformer
 from vitreous.model.vit import VisionTransformer
 
@@ -20,18 +22,18 @@ Seen = dict[str, Any]
 WHAT = {
     "before": "(B, T, D) the residual stream as it comes in",
     "after": "(B, T, D) as it leaves",
-    "position": "(B, T, D) what was added just before the block to tell places",
+    "position": "(B, T, D) what was added just before the block to tell places; worked out when it is looked at",
     "q": "(B, heads, T, D/heads) queries as attention uses them: normalised, turned; a performer's φ(q), (B, T, m)",
     "k": "(B, heads, T, D/heads) keys, likewise",
     "v": "(B, heads, T, D/heads) values; a performer's (B, T, D)",
     "attention": "(B, heads, T, T) weights, a query a row; never on the graph",
     "heads": "(B, heads, T, D/heads) weights times values, before the projection",
     "projected": "(B, heads, T, D) each through its part of the projection, with its value skip, without the bias; "
-    "worked out when it is looked at",
+    "likewise",
     "attended": "(B, T, D) what attention adds to the residual stream; between soft splits, where none is, gives",
     "hidden": "(B, T, hidden) of the MLP, after its activation",
     "mlp": "(B, T, D) what the MLP adds to the stream",
-    "norms": "(B, T) lengths of the tokens that leave",
+    "norms": "(B, T) lengths of the tokens that leave; likewise where these are recorded too",
 }
 # What has to be seen for what is worked out afterwards.
 SOURCES = {"attention": ("q", "k"), "projected": ("heads", "v"), "norms": ("after",)}
@@ -44,13 +46,15 @@ class Layer:
     recorded: dict[str, Tensor]
     later: dict[str, Callable[[], Tensor]]  # what is worked out when it is first looked at
     cell: int = 1  # side of the square of tokens over which `attention` is pooled, where it would not fit
+    gradients: bool = False  # whether what is worked out lies on a graph
 
     def __getattr__(self, name: str) -> Tensor:
         recorded, later = (self.__dict__.get(part, {}) for part in ("recorded", "later"))
         if name in later and name not in recorded:
-            recorded[name] = later[name]()
+            with torch.set_grad_enabled(self.gradients):
+                recorded[name] = later[name]()
         if name not in recorded:
-            there = ", ".join(recorded) or "nothing"
+            there = ", ".join({**recorded, **later}) or "nothing"
             raise AttributeError(f"{name} was not recorded; recorded: {there}. Ask for it in trace(…, what=[…])")
         return recorded[name]
 
@@ -92,12 +96,13 @@ def trace(
 
     `layers` may count from the end; None is all. Attention is worked out again from q and k: for the queries `rows`
     alone, where they are given; where a layer's would take more than `memory` bytes it is pooled over squares of
-    tokens, queries averaged and keys summed, so that rows still sum to 1. With `gradients` all tensors but attention
-    lie on the graph of the outputs.
+    tokens, queries averaged and keys summed, so that rows still sum to 1. With `gradients` the tensors of the pass
+    itself lie on the graph of the outputs.
 
     The model runs as it would without, to the bit. A model is traced by one thread at a time. Raises `InputError` for
     a name or a layer that is not there.
     """
+    grid_of(model, pixels)
     if isinstance(what, str) or {*what} - {*WHAT}:
         raise InputError(f"what is {what!r}: expected a list of some of {', '.join(WHAT)}")
     needed = {*what, *(source for name in what for source in SOURCES.get(name, ()))}
@@ -117,21 +122,21 @@ def trace(
 
         grid, prefix = entered[0][1], model.config.prefix
         for number, seen in inside.items():
-            plain, _, placed = entered[number]
-            seen["position"] = plain.new_zeros(()).expand_as(plain) if plain is placed else placed - plain
+            seen["plain"], _, seen["placed"] = entered[number]
+        asked = what, rows, memory, gradients
         return Trace(
             outputs=outputs,
             grid=grid,
             prefix=prefix,
             tokens=entered[0][2],
             features=around["features"],
-            layers={n: _layer(model.blocks[n], seen, what, grid, prefix, rows, memory) for n, seen in inside.items()},
+            layers={n: _layer(model.blocks[n], seen, grid, prefix, *asked) for n, seen in inside.items()},
             stages=tuple(
                 Stage(
                     seen["grid"],
                     seen["kernel"],
                     seen["windows"],
-                    block and _layer(block, seen, what, seen["grid"], 0, rows, memory),
+                    block and _layer(block, seen, seen["grid"], 0, *asked),
                 )
                 for block, seen in stages
             ),
@@ -212,26 +217,37 @@ def _watch_stages(stack: ExitStack, tokenizer: Any, needed: Collection[str]) -> 
 def _layer(
     block: Any,
     seen: Seen,
-    what: Collection[str],
     grid: tuple[int, int],
     prefix: int,
+    what: Collection[str],
     rows: Sequence[int] | None,
     memory: int,
+    gradients: bool,
 ) -> Layer:
     """What was seen of a block, and what is worked out from it."""
     recorded = {name: seen[name] for name in what if name in seen}
+    later: dict[str, Callable[[], Tensor]] = {}
     if "norms" in what:
-        recorded["norms"] = seen["after"].norm(dim=-1)
-    later = {}
+        norms = partial(torch.linalg.vector_norm, seen["after"], dim=-1)
+        if "after" in what:
+            later["norms"] = norms
+        else:  # or numbers would keep their tokens
+            recorded["norms"] = norms()
+    if "position" in what and "plain" in seen:
+        later["position"] = partial(added, seen["plain"], seen["placed"])
     if "projected" in what and "heads" in seen:
-        parts = getattr(block, "attention", block), seen["heads"], seen["v"]
-        later["projected"] = lambda: project_heads(*parts)
+        later["projected"] = partial(project_heads, getattr(block, "attention", block), seen["heads"], seen["v"])
     cell = 1
     if "attention" in what and "q" in seen:
         q, k = seen["q"].detach(), seen["k"].detach()
         cell = cell_that_fits(q, grid, prefix, memory) if rows is None else 1
         recorded["attention"] = attention_weights(block, q, k, seen.get("bias"), rows, cells_of(grid, prefix, cell))
-    return Layer(recorded, later, cell)
+    return Layer(recorded, later, cell, gradients)
+
+
+def added(plain: Tensor, placed: Tensor) -> Tensor:
+    """What was added to plain tokens to tell them their places; zeros that take no memory where nothing was."""
+    return plain.new_zeros(()).expand_as(plain) if plain is placed else placed - plain
 
 
 def project_heads(attention: Any, heads: Tensor, v: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def _stemmed(size: str, patch: int) -> ModelConfig:
     first, *widths = STEMMED[size]["stem"]
     steps = min(len(widths), patch.bit_length() - 1)
     stride = patch >> steps
-    stem = (first if stride == 1 else 2 * first, *widths[-steps:])
+    stem = (first if stride == 1 else 16 * round(first / 12), *widths[-steps:])  # a strided window holds more
     fields = {**STEMMED[size], "conditional": True, "stem": stem, "stem_stride": stride}
     side = 32 if patch < 8 else 160
     return ModelConfig(**fields, tokenizer="stem", image_size=(side, side))

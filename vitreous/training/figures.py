@@ -53,6 +53,7 @@ STYLE: dict[str, Any] = {
     "axes.titlecolor": INK,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": GREY,
+    "axes.facecolor": "none",  # the figure's own ground shows through
     "axes.linewidth": 0.7,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -5,7 +5,10 @@ const percent = p => p === null || p === undefined ? '–' : p > 0 && p < 0.001 
   : `${(100 * p).toFixed(p === 0 || p === 1 ? 0 : 1)}${space}%`;
 const decimal = (x, digits = 3) => x === null || x === undefined ? '–'
   : Math.abs(x) >= 1e5 || (x && Math.abs(x) < 1e-3) ? x.toExponential(1).replace('-', '−') : String(+x.toPrecision(digits)).replace('-', '−');
-const signed = x => x === null ? '–' : (x > 0 ? '+' : x < 0 ? '−' : '') + Math.abs(x).toFixed(2);
+const fixed = (x, places = 2) => x === null || x === undefined ? '–' : x.toFixed(places).replace('-', '−');
+const signed = (x, places = 2) => (x > 0 ? '+' : '') + fixed(x, places);
+const places = step => Math.min(12, Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));  // that tell apart what differs by a step
+const scored = x => fixed(x, Math.max(2, places(picture.chance || 1)));
 const quantity = (x, unit) => x === null || x === undefined ? '–' : unit === null || unit === undefined ? percent(x) : unit ? `${decimal(x, 4)}${space}${unit}` : decimal(x, 4);
 const listed = words => words.length < 2 ? words.join('') : `${words.slice(0, -1).join(', ')} and ${words.at(-1)}`;
 const bdi = text => make('bdi', {}, text);
@@ -79,10 +82,10 @@ function showAnswer() {
   $('name').textContent = picture.name;
   $('name').title = picture.name;
   const first = picture.answers[0], isFirst = first && first.label === picture.target, measured = first && first.unit !== null;
-  $('why').replaceChildren(...(!picture.target.trim() ? ['Why this answer?'] : (isFirst && measured ? ['Why ', bdi(quantity(first.value, first.unit)), '?']
-    : [isFirst ? 'Why ' : 'What speaks for ', bdi(picture.target), '?'])));
+  const asked = [bdi(isFirst && measured ? quantity(first.value, first.unit) : picture.target), ...(picture.against ? [' rather than ', bdi(picture.against)] : [])];
+  $('why').replaceChildren(...(picture.target.trim() ? [isFirst ? 'Why ' : 'What speaks for ', ...asked, '?'] : ['Why this answer?']));
   const rows = picture.answers.map(({ label, value, unit, interval }) => {
-    const row = make('div', { className: 'answer' + (label === picture.target ? ' target' : '') }, bdi(label), make('span', { className: 'number' }, quantity(value, unit)));
+    const row = make('div', { className: 'answer' + (label === picture.target ? ' target' : label === picture.against ? ' against' : '') }, bdi(label), make('span', { className: 'number' }, quantity(value, unit)));
     row.firstChild.title = label;
     if (unit === null) {
       const bar = make('i');
@@ -92,7 +95,7 @@ function showAnswer() {
     if (interval) row.append(make('span', { className: 'right' }, `likely from ${quantity(interval[0], unit)} to ${quantity(interval[1], unit)}`));
     return row;
   });
-  $('answers').replaceChildren(make('div', { className: 'answers' }, ...rows));
+  $('answers').replaceChildren(make('div', { className: 'answers' }, ...rows, picture.others ? make('p', { className: 'small muted' }, picture.others) : null));
   if (picture.truth) $('answers').firstChild.append(make('p', { className: 'small muted truth' }, 'The right answer: ', bdi(picture.truth)));
   $('accuracy').hidden = !facts.accuracy;
   $('accuracy').replaceChildren(facts.accuracy);
@@ -108,26 +111,26 @@ async function showAttributions() {
   const mine = live;
   mine.maps = await Promise.all(maps.map(map => unpack(map.map)));
   if (mine !== live) return;
-  const numbers = maps.flatMap(map => [map.score, map.random, map.edges, ...(map.interval ?? [])]).filter(x => x !== null);
+  const { chance, edges } = picture, numbers = [0, chance, -chance, edges, ...maps.map(map => map.score)].filter(x => x !== null);
   const low = Math.min(...numbers), span = Math.max(...numbers) - low || 1;
-  const at = (className, x, until = null) => {
+  const at = (className, x, until = x) => {
     const mark = make('i', { className });
     mark.style.left = `${2 + 96 * (x - low) / span}%`;
-    if (until !== null) mark.style.width = `${96 * (until - x) / span}%`;
+    if (until > x) mark.style.width = `${96 * (until - x) / span}%`;
     return mark;
   };
-  $('score-key').hidden = !numbers.length;
+  $('score-key').hidden = maps.every(map => map.score === null);
+  $('chance-words').textContent = chance === null ? '' : `On this picture 95 of 100 random maps stay within ±${scored(chance)}: a score there tells you nothing.`;
   $('maps').replaceChildren(...maps.map((map, i) => {
     const canvas = make('canvas'), thumb = make('span', { className: 'thumb' }, make('img', { className: 'picture', alt: '', src: picture.picture }), canvas);
     paintMap(canvas, i);
     const strip = make('span', { className: 'strip' });
-    if (map.random !== null) strip.append(at('tick random', map.random));
-    if (map.edges !== null) strip.append(at('tick edges', map.edges));
-    if (map.interval) strip.append(at('interval', map.interval[0], map.interval[1]));
+    if (chance !== null) strip.append(at('chance', -chance, chance));
+    if (edges !== null) strip.append(at('tick', edges));
     if (map.score !== null) strip.append(at('dot', map.score));
     const button = make('button', { type: 'button', className: 'multiple' }, thumb,
       make('bdi', { className: 'what' }, map.name));
-    if (map.score !== null) button.append(make('span', { className: 'row' }, strip, map.score.toFixed(2)));
+    if (map.score !== null) button.append(make('span', { className: 'row' }, strip, scored(map.score)));
     button.addEventListener('click', () => { state.map = i; drawMap(); say($('map-caption').textContent); });
     return button;
   }));
@@ -151,9 +154,7 @@ function drawMap() {
   [...$('maps').children].forEach((button, i) => button.setAttribute('aria-pressed', i === state.map));
   const words = [make('b', {}, bdi(map.name)), '. ', bdi(map.line), ' '];
   if (map.score !== null) {
-    const beside = [map.random === null ? '' : `random ${map.random.toFixed(2)}`, map.edges === null ? '' : `edges ${map.edges.toFixed(2)}`].filter(Boolean);
-    const range = map.interval ? ` (${map.interval.map(x => x.toFixed(2)).join(' to ')})` : '';
-    words.push(`Faithfulness ${map.score.toFixed(2)}${range}${beside.length ? `, beside ${beside.join(' and ')}` : ''}: ${verdict(map)}. `);
+    words.push(`Faithfulness ${scored(map.score)}${verdict(map.score, picture)}. `);
   }
   if (map.least > 0.5 && map.least < 1) words.push(`The parts count nearly alike: the least for ${percent(map.least)} of the most. `);
   if (!map.tokens) words.push('The hundredth of its values that are largest share the strongest colour. ');
@@ -161,17 +162,11 @@ function drawMap() {
   $('map-caption').replaceChildren(...words);
 }
 
-function verdict({ score, interval, random, edges }) {
-  const others = [random === null ? null : ['a random map', random], edges === null ? null : ['the picture’s edges', edges]].filter(Boolean);
-  if (!others.length) return 'no random map to compare with';
-  if (!interval) {
-    const below = others.filter(([, other]) => score <= other).map(([name]) => name);
-    return below.length ? `no better than ${listed(below)} on this picture` : `better than ${listed(others.map(([name]) => name))} on this picture`;
-  }
-  const [low, high] = interval;
-  if (random !== null && high < random) return 'worse than a random map';
-  const close = others.filter(([, other]) => low <= other).map(([name]) => name);
-  return close.length ? `not told apart from ${listed(close)}` : `better than ${listed(others.map(([name]) => name))}`;
+function verdict(score, { chance, edges }) {
+  if (chance === null) return '';
+  const beside = edges === null ? '' : `, and the picture’s edges alone have ${scored(edges)}`;
+  const found = Math.abs(score) <= chance ? 'within chance' : score < 0 ? 'worse than chance' : edges !== null && score <= edges ? 'better than chance, no better than edges' : 'better than chance';
+  return `, ${found}: random maps stay within ±${scored(chance)}${beside}`;
 }
 
 // Attention. maps[0] is the mean of the heads, maps[1 + h] that of a head; each over the keys, with its largest value.
@@ -204,8 +199,8 @@ async function showAttention() {
   }));
   $('heads').replaceChildren(...Array.from({ length: shownHeads }, (_, i) => {
     const top = make('span'), button = make('button', { type: 'button', className: 'multiple' }, make('span', { className: 'thumb' }, make('img', { className: 'picture', alt: '', src: picture.picture }), make('canvas')),
-      make('span', { className: 'row' }, make('span', { className: 'what' }, String(i)), top));
-    button.setAttribute('aria-label', `head ${i}`);
+      make('span', { className: 'row' }, make('span', { className: 'what' }, String(i + 1)), top));
+    button.setAttribute('aria-label', `head ${i + 1}`);
     button.addEventListener('click', () => chooseHead(i + 1));
     return Object.assign(button, { canvas: button.querySelector('canvas'), top });
   }));
@@ -334,7 +329,7 @@ function attentionWords(own, from, patch, head, heads) {
     return `${range('row', row + 1, last[0])}, ${range('column', column + 1, last[1])}`;
   };
   const who = from === 'patch' ? `Patch ${patchWords(patch)} attends` : from === 'all' ? 'The patches, on average, attend' : pooling ? 'Pooling attends' : `${capital(the(picture.prefix[from]))} attends`;
-  const which = picture.attention.mean ? `mean of ${picture.attention.mean} heads` : heads === 1 ? '' : head ? `head ${head - 1}` : `mean of ${heads} heads`;
+  const which = picture.attention.mean ? `mean of ${picture.attention.mean} heads` : heads === 1 ? '' : head ? `head ${head}` : `mean of ${heads} heads`;
   let words = `${who} most to ${listed(best.map(key => `${place(key)} (${percent(map[key])})`))}`;
   if (own.prefixes && picture.prefix.length) {
     const parts = picture.prefix.map((name, p) => {
@@ -351,30 +346,46 @@ function showLens() {
   const lens = picture.lens;
   $('lens').hidden = !lens;
   if (!lens) return;
-  const depth = lens.values.length, after = i => i ? `after block ${i - 1}` : 'before block 0';
+  const depth = lens.values.length, after = i => i ? `after block ${i}` : 'before block 1', number = lensNumber(lens);
   const head = make('tr', {}, make('th', { scope: 'col' }, ''), ...lens.names.map(name => make('th', { scope: 'col', className: 'number' }, bdi(name))));
-  const rows = lens.values.map((row, i) => make('tr', {}, make('th', { scope: 'row' }, after(i)), ...row.map(value => make('td', { className: 'number' }, quantity(value, lens.unit)))));
+  const rows = lens.values.map((row, i) => make('tr', {}, make('th', { scope: 'row' }, after(i)), ...row.map(value => make('td', { className: 'number' }, number(value)))));
   $('lens-table').replaceChildren(make('table', {}, make('thead', {}, head), make('tbody', {}, ...rows)));
   drawLens();
+}
+
+// Round numbers from low to high, three steps or some more, and how many decimals tell them apart.
+function ticksOf(low, high) {
+  const most = (high - low) / 3, power = 10 ** Math.floor(Math.log10(most)), step = power * ([5, 2].find(times => times * power <= most) ?? 1);
+  const first = Math.ceil(low / step - 1e-6), count = Math.floor(high / step + 1e-6) - first + 1;
+  return { ticks: Array.from({ length: count }, (_, i) => (first + i) * step), decimals: places(step) };
+}
+
+function lensRange(lens) {
+  const known = lens.values.flat().filter(x => x !== null), low = Math.min(...known), high = Math.max(...known);
+  return lens.unit === null ? [0, 1] : low < high ? [low, high] : [(known[0] ?? 0) - 1, (known[0] ?? 0) + 1];
+}
+
+// How a value is written so that those of all blocks can be told apart.
+function lensNumber(lens) {
+  if (lens.unit === null) return percent;
+  const { decimals } = ticksOf(...lensRange(lens));
+  return x => x === null ? '–' : `${fixed(x, decimals + 1)}${lens.unit && space + lens.unit}`;
 }
 
 function drawLens() {
   const lens = picture?.lens, host = $('lens-chart');
   if (!lens || !host.clientWidth) return;
   const width = host.clientWidth, narrow = width < 520, height = narrow ? 260 : 320, depth = lens.values.length, probability = lens.unit === null;
-  const known = lens.values.flat().filter(x => x !== null);
-  let [low, high] = probability ? [0, 1] : [Math.min(...known), Math.max(...known)];
-  if (low === high) [low, high] = [low - 1, high + 1];
-  const ticks = probability ? [0, 0.25, 0.5, 0.75, 1] : Array.from({ length: 5 }, (_, i) => low + (high - low) * i / 4);
-  const box = { left: 8, right: width - (narrow ? 104 : 168), top: 18, bottom: height - 34 };
-  const x = i => box.left + 34 + (box.right - box.left - 34) * (depth > 1 ? i / (depth - 1) : 1), y = v => box.bottom - (box.bottom - box.top) * ((v ?? low) - low) / (high - low);
+  const [low, high] = lensRange(lens), { ticks, decimals } = probability ? { ticks: [0, 0.25, 0.5, 0.75, 1] } : ticksOf(low, high);
+  const marks = ticks.map(tick => probability ? `${100 * tick}` : fixed(tick, decimals)), number = lensNumber(lens);
+  const written = x => probability ? `${Math.round(100 * (x ?? 0))} %` : fixed(x, decimals + 1), beside = Math.max(...lens.values.flat().map(x => written(x).length));
+  const box = { left: 16 + 7 * Math.max(...marks.map(mark => mark.length)), right: width - (narrow ? 116 : 168) - 8 * Math.max(0, beside - 5), top: 18, bottom: height - 34 };
+  const x = i => box.left + (box.right - box.left) * (depth > 1 ? i / (depth - 1) : 1), y = v => box.bottom - (box.bottom - box.top) * ((v ?? low) - low) / (high - low);
   const svg = draw('svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': lensWords(lens) });
-  for (const tick of ticks) {
-    svg.append(draw('line', { class: 'rule', x1: box.left + 34, x2: box.right, y1: y(tick), y2: y(tick) }), draw('text', { x: box.left + 26, y: y(tick) + 4, 'text-anchor': 'end' }, probability ? `${100 * tick}` : decimal(tick)));
-  }
-  svg.append(draw('text', { x: box.left + 34, y: 6 }, probability ? 'probability in %' : lens.unit));
+  ticks.forEach((tick, i) => svg.append(draw('line', { class: 'rule', x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }), draw('text', { x: box.left - 8, y: y(tick) + 4, 'text-anchor': 'end' }, marks[i])));
+  svg.append(draw('text', { x: box.left, y: 6 }, probability ? 'probability in %' : lens.unit));
   const every = Math.ceil(depth / Math.max(2, (box.right - box.left) / 40));
-  for (let i = 1; i < depth; i++) if ((depth - 1 - i) % every === 0) svg.append(draw('text', { x: x(i), y: box.bottom + 20, 'text-anchor': 'middle' }, String(i - 1)));
+  for (let i = 1; i < depth; i++) if ((depth - 1 - i) % every === 0) svg.append(draw('text', { x: x(i), y: box.bottom + 20, 'text-anchor': 'middle' }, String(i)));
   svg.append(draw('text', { x: x(0), y: box.bottom + 20, 'text-anchor': 'middle' }, 'start'), draw('text', { x: (x(0) + box.right) / 2, y: box.bottom + 34, 'text-anchor': 'middle' }, 'after block'));
   const target = lens.names.indexOf(picture.target), order = lens.names.map((_, k) => k).sort((a, b) => (a === target) - (b === target));
   const colour = k => target < 0 ? `c${k}` : k === target ? 'c0 target' : `c${(k < target ? k : k - 1) + 1}`;
@@ -392,7 +403,7 @@ function drawLens() {
     dots.push([k, dot]);
   }
   const at = i => {
-    for (const [k, value] of values) value.textContent = probability ? `${Math.round(100 * (lens.values[i][k] ?? 0))} %` : decimal(lens.values[i][k]);
+    for (const [k, value] of values) value.textContent = written(lens.values[i][k]);
     for (const [k, dot] of dots) { dot.setAttribute('cx', x(i)); dot.setAttribute('cy', y(lens.values[i][k])); }
     cursor.setAttribute('x1', x(i));
     cursor.setAttribute('x2', x(i));
@@ -407,8 +418,8 @@ function drawLens() {
   host.replaceChildren(svg);
 }
 
-function lensWords(lens) {
-  const last = lens.values.length - 1, parts = lens.names.map((name, k) => `${isolated(name)} from ${quantity(lens.values[0][k], lens.unit)} to ${quantity(lens.values[last][k], lens.unit)}`);
+function lensWords(lens, number = lensNumber(lens)) {
+  const last = lens.values.length - 1, parts = lens.names.map((name, k) => `${isolated(name)} from ${number(lens.values[0][k])} to ${number(lens.values[last][k])}`);
   return `The answer by depth: ${listed(parts)}`;
 }
 new ResizeObserver(drawLens).observe($('lens-chart'));
@@ -421,29 +432,33 @@ async function showLedger() {
   const mine = live;
   mine.parts = ledger.tokens ? await Promise.all(ledger.tokens.maps.map(map => unpack(map))) : null;
   if (mine !== live) return;
-  $('ledger-words').textContent = ledger.unit === 'logit' ? 'Before it becomes a probability the answer is a score, and the score is a sum.' : 'The number that the model gives is a sum.';
+  $('ledger-words').textContent = ledger.start !== null ? 'The number is a sum, of the mean of the training pictures and what the model adds to it for this one.'
+    : `Before it becomes a probability the answer is a score, and the score is a sum.${picture.against ? ' Here it is the score of the first answer less that of the second.' : ''}`;
   $('ledger-figure').hidden = !live.parts;
   $('ledger').classList.toggle('alone', !live.parts);
-  const rows = ledger.names.map((name, i) => ({ name, value: ledger.values[i], kind: '' }));
-  if (ledger.others) rows.push({ name: `${ledger.others} others`, value: ledger.rest, kind: 'rest' });
-  rows.push({ name: ledger.unit === 'logit' ? 'score (logit)' : ledger.unit ? `sum (${ledger.unit})` : 'sum', value: ledger.total, kind: 'sum' });
-  const values = rows.map(row => row.kind === 'sum' ? 0 : row.value ?? 0), low = Math.min(0, ...values), span = Math.max(0, ...values) - low || 1;
+  const rows = ledger.names.map((name, i) => ({ name, value: ledger.values[i], kind: '', map: i }));
+  if (ledger.start !== null) rows.unshift({ name: 'mean of the training pictures', value: ledger.start, kind: 'start' });
+  if (ledger.others) rows.push({ name: `${ledger.others} other${ledger.others > 1 ? 's' : ''}`, value: ledger.rest, kind: 'rest', map: ledger.names.length });
+  rows.push({ name: ledger.unit === null ? 'score (logit)' : ledger.unit ? `sum (${ledger.unit})` : 'sum', value: ledger.total, kind: 'sum', map: ledger.names.length + 1 });
+  const barred = row => row.kind === '' || row.kind === 'rest', values = rows.map(row => barred(row) ? row.value ?? 0 : 0), low = Math.min(0, ...values), span = Math.max(0, ...values) - low || 1;
+  live.places = span >= 1 && span < 100 ? 2 : places(span / 500);
   $('ledger-rows').style.setProperty('--zero', `${-100 * low / span}%`);
-  $('ledger-rows').replaceChildren(...rows.map((row, i) => {
-    const bar = make('i', { className: row.value < 0 ? 'against' : '' });
+  $('ledger-rows').replaceChildren(...rows.map(row => {
+    const { map } = row, bar = make('i', { className: row.value < 0 ? 'against' : '' });
     bar.style.left = `${100 * (Math.min(0, row.value) - low) / span}%`;
     bar.style.width = `${100 * Math.abs(row.value) / span}%`;
-    // The others and the sum are the last two maps.
-    const map = row.kind === 'sum' ? ledger.names.length + 1 : row.kind === 'rest' ? ledger.names.length : i;
     let name = bdi(row.name);
     name.title = row.name;
-    if (live.parts) {
+    const picks = live.parts && map !== undefined;
+    if (picks) {
       name = make('button', { type: 'button', className: 'pick' }, name);
       name.dataset.map = map;
       name.addEventListener('click', () => { state.part = map; drawPart(map); say($('ledger-caption').textContent); });
     }
-    const line = make('tr', { className: row.kind }, make('th', { scope: 'row' }, name), make('td', {}, row.kind === 'sum' ? null : make('span', { className: 'bar' }, bar)), make('td', { className: 'number' }, signed(row.value)));
-    if (live.parts) {
+    const line = make('tr', { className: row.kind },
+      make('th', { scope: 'row', colSpan: barred(row) ? 1 : 2 }, name), barred(row) ? make('td', {}, make('span', { className: 'bar' }, bar)) : null,
+      make('td', { className: 'number' }, row.kind === 'start' || (ledger.start !== null && row.kind === 'sum') ? fixed(row.value, live.places) : signed(row.value, live.places)));
+    if (picks) {
       line.addEventListener('pointerenter', event => { if (event.pointerType !== 'touch') drawPart(map); });
       line.addEventListener('pointerleave', () => drawPart(state.part));
     }
@@ -461,9 +476,9 @@ function drawPart(i) {
   ledgerBoard.element.classList.add('mapped', 'signed');
   showLegend($('ledger-legend'), `against −${decimal(span, 2)}`, `for +${decimal(span, 2)}`, both);
   for (const button of document.querySelectorAll('.pick')) button.setAttribute('aria-pressed', +button.dataset.map === i);
-  const [name, value] = i < count ? [isolated(ledger.names[i]), ledger.values[i]] : i === count ? ['All others', ledger.rest] : ['The whole score', ledger.total];
-  const rest = ledger.tokens.prefix[i], own = picture.prefix.length ? `; of it ${signed(rest)} by way of ${listed(picture.prefix.map(the))}` : '';
-  $('ledger-caption').textContent = `${name} gives ${signed(value)}${own}. The map shows where on the picture it comes from.`;
+  const [name, value] = i < count ? [isolated(capital(ledger.names[i])), ledger.values[i]] : i === count ? ['All others', ledger.rest] : ['The whole', ledger.start === null ? ledger.total : ledger.total - ledger.start];
+  const rest = ledger.tokens.prefix[i], own = picture.prefix.length ? `; of it ${signed(rest, live.places)} by way of ${listed(picture.prefix.map(the))}` : '';
+  $('ledger-caption').textContent = `${name} gives ${signed(value, live.places)}${own}. The map shows where on the picture it comes from.`;
 }
 
 // Position embeddings.
@@ -540,6 +555,7 @@ function heldBy(index, splits) {
 function drawSplits() {
   const splits = picture.splits;
   if (!splits.length) return;
+  stopPlay();
   const token = shownPatch(), rows = heldBy(Math.floor(token / grid[1]), splits), columns = heldBy(token % grid[1], splits);
   const [height, width] = picture.size, top = Math.min(...rows[0].keys()), left = Math.min(...columns[0].keys()), tall = rows[0].size, wide = columns[0].size;
   const side = Math.max(tall, wide) * 1.3, y0 = top + tall / 2 - side / 2, x0 = left + wide / 2 - side / 2, scale = 288 / side;
@@ -564,8 +580,60 @@ function drawSplits() {
     [['x', left / width * grid[1]], ['y', top / height * grid[0]], ['width', wide / width * grid[1]], ['height', tall / height * grid[0]]].forEach(pair => mark.setAttribute(...pair));
   });
   const inside = (start, length, limit) => Math.min(limit, start + length) - Math.max(0, start), outside = tall * wide - inside(top, tall, height) * inside(left, wide, width);
+  splitBoard.canvas.hidden = true;
   $('splits-caption').textContent = `Token ${patchWords(token)} goes back to a window of ${tall} × ${wide} pixels` + (outside ? `; ${outside} of them lie outside the picture and are zero.` : '.');
 }
+
+// The windows of each split in their order: all of the first ones, then some. Where motion is not wanted, one a press.
+const still = matchMedia('(prefers-reduced-motion: reduce)'), play = { timer: 0, frame: 0 };
+function framesOf(splits) {
+  return splits.flatMap(({ grid: [rows, columns] }, split) => {
+    const count = rows * columns, slow = Math.min(8, count), later = Math.min(16, count - slow);
+    return [...Array(slow).keys(), ...Array.from({ length: later }, (_, i) => slow + Math.floor((count - slow) * (i + 1) / later) - 1)].map(window => ({ split, window }));
+  });
+}
+
+function drawWindow({ split, window }) {
+  const { kernel, stride, padding, grid: [rows, columns] } = picture.splits[split], [height, width] = split ? picture.splits[split - 1].grid : picture.size;
+  // In how many of the windows so far a row or column lies: whole rows of windows, and the begun one.
+  const holds = (count, length) => Array.from({ length }, (_, at) => {
+    let times = 0;
+    for (let i = Math.max(0, Math.ceil((at + padding - kernel + 1) / stride)); i < count && i * stride - padding <= at; i++) times++;
+    return times;
+  });
+  const row = Math.floor(window / columns), column = window % columns, above = holds(row, height), below = holds(row + 1, height), all = holds(columns, width), begun = holds(column + 1, width);
+  const counts = new Float32Array(height * width);
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) counts[y * width + x] = above[y] * all[x] + (below[y] - above[y]) * begun[x];
+  paint(splitBoard.canvas, counts, height, width, Math.ceil(kernel / stride) ** 2);
+  splitBoard.canvas.hidden = false;
+  for (const mark of splitBoard.marks) {
+    const place = { x: (column * stride - padding) / width * grid[1], y: (row * stride - padding) / height * grid[0], width: kernel / width * grid[1], height: kernel / height * grid[0] };
+    for (const [name, value] of Object.entries(place)) mark.setAttribute(name, value);
+    mark.setAttribute('visibility', 'visible');
+  }
+  const of = split ? 'tokens' : 'pixels';
+  $('splits-caption').textContent = `Split ${split + 1} of ${picture.splits.length}, window ${(window + 1).toLocaleString('en')} of ${(rows * columns).toLocaleString('en')}: ${kernel} × ${kernel} ${of} become one token. Windows lie ${stride} apart and overlap: the brighter a place, the more of them hold it.`;
+}
+
+function stopPlay() {
+  clearTimeout(play.timer);
+  Object.assign(play, { timer: 0, frame: 0 });
+  $('play').textContent = still.matches ? 'Next window' : 'Play the windows';
+}
+
+function playOn() {
+  const frames = framesOf(picture.splits);
+  if (play.frame === frames.length) { drawSplits(); return; }
+  drawWindow(frames[play.frame++]);
+  if (still.matches) return;
+  play.timer = setTimeout(playOn, 140);
+  $('play').textContent = 'Stop';
+}
+$('play').addEventListener('click', () => {
+  if (play.timer) drawSplits(); else playOn();
+  say($('splits-caption').textContent);
+});
+still.addEventListener('change', () => { if (picture?.splits.length) drawSplits(); });
 
 // The picture without its colours.
 function greyed(image) {

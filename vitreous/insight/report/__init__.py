@@ -4,17 +4,17 @@ Every number on it is what `evaluate` gives, or is said to be something else; wh
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vitreous.errors import InputError
 from vitreous.insight.page import asset, render
 from vitreous.insight.report import card as cards
+from vitreous.insight.report import pieces as html
 from vitreous.insight.report.calibration import calibration
 from vitreous.insight.report.material import gather
 from vitreous.insight.report.mistakes import METHOD, Figures, Maps, inside, mistakes
-from vitreous.insight.report.pieces import contents
 from vitreous.insight.report.results import answers, classes, confusion, learning, opening, targets
 from vitreous.rundir import RunDir, write_atomically
 
@@ -42,16 +42,12 @@ def report(
     run: str | os.PathLike,
     data: str | os.PathLike | None = None,
     *,
-    target: Sequence[str] = (),
-    path_column: str | None = None,
-    split: str = "auto",
-    skip_bad: bool = False,
     device: str = "auto",
     maps: Maps | None = None,
     figures: Figures | None = None,
     card: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
 ) -> str:
     """The run as one HTML page: what it reached, how it got there, where it is wrong, and how to repeat it.
 
@@ -59,30 +55,28 @@ def report(
         run: a finished run directory.
         data: what to score it on, as in `evaluate`; default: the held-out pictures of the run's own data. Where those
             are gone the numbers are the ones that the training wrote, without pictures and diagrams.
-        target: of a table whose columns have other names than the run's.
-        path_column: of a table.
-        split: "auto", "train", "validation", "test" or "all", as in `evaluate`.
-        skip_bad: leave out pictures that cannot be read.
         device: of the model.
         maps: a method of attribution, which gives each mistake a map of what spoke for the output that was said.
-        figures: what makes figures of the model and some pictures, as `model_pictures` does.
+        figures: what makes figures of the model and some pictures, as `model_pictures` does; with it come the answers
+            after each block.
         card: what the model card says beside the facts: the words of `GAPS`.
         say: hears what `evaluate` says.
-        progress: is called with how many pictures are scored, of how many.
+        options: of `evaluate`: target, path_column, split, skip_bad and progress.
 
     Raises:
         InputError: the run is not finished, one of its files is missing or damaged, or the data does not fit.
     """
-    cards.check(card or {})
-    options = {"target": target, "path_column": path_column, "split": split, "skip_bad": skip_bad}
-    m = gather(RunDir.open(run), data, device, say, progress=progress, **options)
+    card = card or {}
+    if unknown := sorted({*card} - {*cards.GAPS}):
+        raise InputError(f"a model card has no field {', '.join(unknown)}: expected {', '.join(cards.GAPS)}")
+    m = gather(RunDir.open(run), data, device, say, **options)
     regression = m.task.kind == "regression"
     results = [targets(m), answers(m)] if regression else [classes(m)]
     results += [confusion(m)] if m.task.kind == "classification" else []
     before = "".join([learning(m), *results, calibration(m), mistakes(m, maps)])
-    after = "".join([cards.pictures(m), cards.repeat(m), cards.card(m, card or {})])
+    after = "".join([cards.pictures(m), cards.repeat(m), cards.card(m, card)])
     room = MOST_BYTES - SHELL - len((before + after).encode())
     sections = before + inside(m, figures, room) + after
     shown = {"run": m.run.path.name, "task": m.task.kind, "scored": m.subject, "summary": m.summary}
-    body = opening(m) + contents(sections) + sections
+    body = opening(m) + html.contents(sections) + sections
     return render(f"{m.run.path.name}: report", body, asset("report.css"), asset("report.js"), shown)

@@ -8,63 +8,68 @@ import numpy as np
 from vitreous import metrics
 from vitreous.calibration import COVERAGE
 from vitreous.insight.page import escape
+from vitreous.insight.report import pieces as html
 from vitreous.insight.report.charts import Axis, histogram, reliability
 from vitreous.insight.report.material import Material
-from vitreous.insight.report.numbers import cell, decimal, percent, short, whole
-from vitreous.insight.report.pieces import details, figure, legend, named, panels, section, table
+from vitreous.insight.report.pieces import decimal, percent, short, whole
 from vitreous.insight.report.results import GONE, wilson
 
 BINS = 15  # as in `metrics.expected_calibration_error`
 TITLE = "How far it can be believed"
 PROMISE = short(100 * COVERAGE, "%")
+WORDS = {  # what is counted; what a bin is of, and what is shared by it; what should be so of 80 %
+    "classification": ("pictures", "certainty", "share right", "answers", "right"),
+    "multilabel": ("labels of pictures", "probability", "share that has the label", "labels", "there"),
+}
 
 
 def calibration(m: Material) -> str:
     """Certainty against truth, before and after the temperature; of a regression how often intervals hold."""
     if m.found is None:
-        return section("calibration", TITLE, (GONE,))
+        return html.section("calibration", TITLE, (GONE,))
     if m.task.kind == "regression":
         return _coverage(m, m.found.answers, m.found.targets)
     kind, temperature = m.task.kind, m.predictor.calibration.temperature
     before = Reliability.of(kind, uncalibrated(kind, m.found.answers, temperature), m.found.targets)
     after = Reliability.of(kind, m.found.answers, m.found.targets)
-    claims, certainty, right, these, be = {
-        "classification": ("pictures", "certainty", "share right", "answers", "right"),
-        "multilabel": ("labels of pictures", "probability", "share that has the label", "labels", "there"),
-    }[kind]
+    claims, certainty, right, these, be = WORDS[kind]
     change = f"from {before.error:.3f} to {after.error:.3f}"
+    sure = (
+        f"{percent(after.counts[-1] / after.counts.sum())} have a {certainty} of more than {percent((BINS - 1) / BINS)}"
+    )
     x, share = Axis(0, 1, certainty, percent=True), f"share of the {claims}"
-    counts = np.zeros(BINS, np.int64)
-    counts[after.number] = after.count
-    sure = f"{percent(counts[-1] / counts.sum())} have a {certainty} of more than {percent((BINS - 1) / BINS)}"
-    tones = {"grey hollow": before.bins(), "blue": after.bins()}
+    points = (
+        f"A point is a bin of {claims}, the larger the more it holds, with its 95\u00a0% interval: on the dashed line "
+        f"the {certainty} is the {right}."
+    )
+    bars = f"A bar is the {share} whose {certainty} lies between its edges: {sure}."
+    bins, tones = {"grey hollow": before.bins, "blue": after.bins}, {"after the temperature": "blue"}
+    against = reliability(bins, certainty, right, f"Calibration error {change} by the temperature")
+    often = histogram(np.linspace(0, 1, BINS + 1), after.counts, x, share, sure)
     charts = [
-        figure(
-            f"{right.capitalize()}, by {certainty}",
-            reliability(tones, certainty, right, f"Calibration error {change} by the temperature"),
-            legend({"after the temperature": "blue", "before it": "grey"}),
-        ),
-        figure(f"How often which {certainty}", histogram(np.linspace(0, 1, BINS + 1), counts, x, share, sure)),
+        html.figure(f"{right.capitalize()}, by {certainty}", against, points, tones | {"before it": "grey"}),
+        html.figure(f"How often which {certainty}", often, bars),
     ]
     columns = {"": None, "ECE": decimal, "negative log-likelihood": decimal}
     rows = [("before the temperature", before.error, before.likelihood), ("after it", after.error, after.likelihood)]
-    shown = [panels(charts), table("Calibration before and after the temperature", columns, rows)]
+    shown = [html.panels(charts), html.table("Calibration before and after the temperature", columns, rows)]
     if kind == "classification":
         sets = metrics.plausible(m.found.answers, m.predictor.calibration.threshold, COVERAGE)
         held, sizes = float(sets[np.arange(len(sets)), m.found.targets].mean()), sets.sum(1)
         shown.append(
             f"<p>The set of plausible classes should hold the true one {PROMISE} of the time. It does in "
-            f"{cell(held, percent)} ({cell(wilson(held, len(sets)), percent)}), with {sizes.mean():.2f} classes on "
-            f"average. {int((sizes > 1).sum()):,} of {len(sets):,} pictures are unsure: their set holds several.</p>"
+            f"{html.cell(held, percent)} ({html.cell(wilson(held, len(sets)), percent)}), with {sizes.mean():.2f} "
+            f"classes on average. {int((sizes > 1).sum()):,} of {len(sets):,} pictures are unsure: their set holds "
+            "several.</p>"
         )
     columns = {f"mean {certainty}": percent, right: percent, claims: whole}
-    shown.append(details("The numbers", table("Certainty and truth, bin by bin", columns, after.bins())))
+    shown.append(html.details("The numbers", html.table("Certainty and truth, bin by bin", columns, after.bins)))
     words = (
-        f"Of the {these} with a {certainty} of 80\u00a0%, 80\u00a0% should be {be}: points should lie on the line.",
+        f"Of the {these} with a {certainty} of 80\u00a0%, 80\u00a0% should be {be}.",
         f"The outputs are divided by a temperature of {temperature:.3g}, fitted on the validation pictures. It takes "
         f"the calibration error (ECE, {BINS} bins) {change}.",
     )
-    return section("calibration", TITLE, words, *shown)
+    return html.section("calibration", TITLE, words, *shown)
 
 
 def _coverage(m: Material, answers: np.ndarray, targets: np.ndarray) -> str:
@@ -73,15 +78,14 @@ def _coverage(m: Material, answers: np.ndarray, targets: np.ndarray) -> str:
         half = m.predictor.calibration.halfwidth[k]
         held = float((errors[:, k] <= half).mean())
         known = (f"± {escape(short(half, unit))}", held, wilson(held, len(errors)))
-        rows.append(
-            (named(name), *(known if math.isfinite(half) else ("unknown: too few validation pictures", None, None)))
-        )
+        unknown = ("unknown: too few validation pictures", None, None)
+        rows.append((html.named(name), *(known if math.isfinite(half) else unknown)))
     words = (
         f"A number comes with an interval that should hold the truth {PROMISE} of the time. Its width was "
         "found on the validation pictures (split conformal prediction).",
     )
     columns = {"target": None, "half-width": None, "held the truth": percent, "95\u00a0%": percent}
-    return section("calibration", TITLE, words, table("Coverage of the intervals", columns, rows))
+    return html.section("calibration", TITLE, words, html.table("Coverage of the intervals", columns, rows))
 
 
 def uncalibrated(kind: str, probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -95,13 +99,11 @@ def uncalibrated(kind: str, probabilities: np.ndarray, temperature: float) -> np
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of answers with some certainty, the empty ones left out; the calibration error and the likelihood of all."""
+    """Answers by how certain they are; the calibration error and the likelihood of all."""
 
-    number: np.ndarray  # (bins,) of each bin
-    certain: np.ndarray  # mean certainty
-    right: np.ndarray  # share that is true
-    count: np.ndarray
-    error: float  # Σ count/n · |right - certain|; of classes as `metrics.expected_calibration_error`
+    counts: np.ndarray  # (BINS,)
+    bins: list[tuple[float, float, int]]  # mean certainty, share that is true and count, where there are some
+    error: float  # Σ count/n · |share - certainty|; of classes as `metrics.expected_calibration_error`
     likelihood: float  # mean of -ln p(what is true)
 
     @classmethod
@@ -113,11 +115,8 @@ class Reliability:
             certain, true = probabilities.reshape(-1), targets.reshape(-1) > 0.5
             probabilities, targets = np.stack((1 - certain, certain), 1), true.astype(np.int64)
         chosen = np.clip(np.ceil(certain * BINS).astype(np.int64) - 1, 0, BINS - 1)
-        number, count = np.unique(chosen, return_counts=True)
-        mean, share = (np.bincount(chosen, weights=values)[number] / count for values in (certain, true))
-        error = float((np.abs(share - mean) * count).sum() / len(certain))
-        return cls(number, mean, share, count, error, metrics.negative_log_likelihood(probabilities, targets))
-
-    def bins(self) -> list[tuple[float, float, int]]:
-        """Mean certainty, share that is true, and count of each bin."""
-        return list(zip(self.certain.tolist(), self.right.tolist(), self.count.tolist(), strict=True))
+        sums = [np.bincount(chosen, weights=values, minlength=BINS).tolist() for values in (certain, true)]
+        counts = np.bincount(chosen, minlength=BINS)
+        bins = [(c / n, r / n, n) for c, r, n in zip(*sums, counts.tolist(), strict=True) if n]
+        error = sum(n * abs(r - c) for c, r, n in bins) / len(certain)
+        return cls(counts, bins, error, metrics.negative_log_likelihood(probabilities, targets))

@@ -13,17 +13,17 @@ import torch
 from vitreous.calibration import headline
 from vitreous.data.augment import AugmentConfig
 from vitreous.data.doctor import Finding
-from vitreous.errors import InputError
 from vitreous.insight.page import escape
+from vitreous.insight.report import pieces as html
 from vitreous.insight.report.material import Material
-from vitreous.insight.report.numbers import Cell, Text, lasting, percent, short, whole
-from vitreous.insight.report.pieces import details, facts, named, plain, section, table
+from vitreous.insight.report.pieces import lasting, percent, short, whole
 from vitreous.insight.report.results import SHOWN_CLASSES
 from vitreous.model.presets import name_of
 from vitreous.model.vit import count_macs
 from vitreous.training.recipe import TrainConfig
 
 SHOWN_DETAILS = 10  # lines of a finding
+SPANS = (np.min, np.mean, np.max, np.std)  # of targets
 # What a model card says beside the facts, and only its user knows: a word for the field, its title, what it asks
 GAPS = {
     "intended_use": ("Intended use", "what the model is for, and who uses it"),
@@ -50,9 +50,9 @@ def pictures(m: Material) -> str:
             f"{found or '<p>Nothing: no copies, no leaks between the splits, no kinds that differ.</p>'}"
             '<p class="muted small">From headers, contents and labels. <code>vitreous check</code> also decodes every '
             "picture and looks for near copies.</p></div>",
-            f"<div><h3>Sizes, height × width</h3>{plain(map(escape, census.sizes))}</div>",
+            f"<div><h3>Sizes, height × width</h3>{html.plain(map(escape, census.sizes))}</div>",
         ]
-    return section("pictures", "Data", words, *shown)
+    return html.section("pictures", "Data", words, *shown)
 
 
 def _kind(m: Material) -> str:
@@ -62,25 +62,24 @@ def _kind(m: Material) -> str:
 
 def _counts(m: Material) -> str:
     """The pictures by split and class, or the targets by split."""
-    task, census, of_split = m.task, m.census, {}
+    task, census = m.task, m.census
     if census.targets is None:
-        return table("Pictures of each split", {"split": None, "pictures": whole}, list(census.counts.items()))
+        return html.table("Pictures of each split", {"split": None, "pictures": whole}, list(census.counts.items()))
     of_split = {name: census.targets[census.split == name] for name in census.counts}
     if task.kind == "regression":
-        columns: dict[str, Text | None] = {"target": None, "split": None, "pictures": whole}
+        columns = {"target": None, "split": None, "pictures": whole}
         columns |= dict.fromkeys(("least", "mean", "most", "deviation"), short)
-        rows: list[list[Cell]] = []
-        for k, title in enumerate(task.names):
-            for name, some in of_split.items():
-                one = some[:, k].astype(np.float64)
-                numbers = (one.min(), one.mean(), one.max(), one.std())
-                rows.append([named(title), name, len(one), *map(float, numbers)])
-        return table("Targets of each split", columns, rows)
+        rows = [
+            (html.named(title), name, len(some), *(float(of(some[:, k].astype(np.float64))) for of in SPANS))
+            for k, title in enumerate(task.names)
+            for name, some in of_split.items()
+        ]
+        return html.table("Targets of each split", columns, rows, "stacked")
     counts = np.stack([class_counts(m, some) for some in of_split.values()], 1)  # (K, splits)
-    rows = [[named(name), *each, sum(each)] for name, each in zip(task.names, counts.tolist(), strict=True)]
+    rows = [(html.named(name), *each, sum(each)) for name, each in zip(task.names, counts.tolist(), strict=True)]
     noun = "label" if task.kind == "multilabel" else "class"
     columns = {noun: None} | dict.fromkeys((*of_split, "in all"), whole)
-    return table(f"Pictures of each {noun}", columns, rows[:SHOWN_CLASSES], sortable=True)
+    return html.table(f"Pictures of each {noun}", columns, rows[:SHOWN_CLASSES], "sortable")
 
 
 def class_counts(m: Material, targets: np.ndarray) -> np.ndarray:
@@ -95,7 +94,7 @@ def _finding(finding: Finding) -> str:
     lines = [*finding.details[:SHOWN_DETAILS], *[f"… and {more:,} more"] * (more > 0)]
     word = f'<b class="{"severe" * (finding.severity != "note")}">{finding.severity}</b>'
     title = f"{word} {escape(finding.title)} ({len(finding.details):,})"
-    return details(title, f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>")
+    return html.details(title, f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>")
 
 
 def repeat(m: Material) -> str:
@@ -126,12 +125,14 @@ def repeat(m: Material) -> str:
     words = ["The same command, data, machine, thread count and versions give the same bits."]
     if plan.budget:
         words = [
-            "The run was planned by timing the machine: the same command may plan another number of updates. "
-            f"--epochs {max(1, round(last['epoch']))} in place of --minutes does not depend on that."
+            "The run was planned by timing the machine: the same command may plan another number of updates, "
+            f"<code>--epochs {max(1, round(last['epoch']))}</code> in place of <code>--minutes</code> does not."
         ]
     line = "".join(f"<span>{escape(word)} </span>" for word in command(m.config, str(values["data"])))
     code = f'<pre class="command"><code>{line}</code></pre>'
-    return section("repeat", "Repeat this run", words, code, facts({name: escape(text) for name, text in told.items()}))
+    return html.section(
+        "repeat", "Repeat this run", words, code, html.facts({name: escape(text) for name, text in told.items()})
+    )
 
 
 def command(config: TrainConfig, data: str) -> list[str]:
@@ -157,12 +158,6 @@ def _begun(m: Material) -> str:
     return f"; begun on {began}"
 
 
-def check(given: Mapping[str, str]) -> None:
-    """Raises `InputError` for a field that a card has not."""
-    if unknown := sorted({*given} - {*GAPS}):
-        raise InputError(f"a model card has no field {', '.join(unknown)}: expected {', '.join(GAPS)}")
-
-
 def card(m: Material, given: Mapping[str, str]) -> str:
     """Facts, and marked gaps for what only the user knows."""
     gaps = {}
@@ -172,9 +167,9 @@ def card(m: Material, given: Mapping[str, str]) -> str:
     rows = gaps["intended_use"] | gaps["out_of_scope"]
     rows["Training data"] = escape(f"{len(m.census.rows):,} pictures ({m.census}) of {m.run.config()['data']}")
     rows |= gaps["data_source"] | {"Evaluation data": escape(m.subject), "Metrics": escape(headline(m.task, m.summary))}
-    rows |= {"Limits": plain(limits(m))} | gaps["ethics"] | gaps["contact"]
+    rows |= {"Limits": html.plain(limits(m))} | gaps["ethics"] | gaps["contact"]
     words = ("What the run tells is filled in. What only its maker knows is marked.",)
-    return section("card", "Model card", words, facts(rows))
+    return html.section("card", "Model card", words, html.facts(rows))
 
 
 def limits(m: Material) -> list[str]:
@@ -189,16 +184,16 @@ def limits(m: Material) -> list[str]:
         each = {name: one for name, one in m.summary["classes"].items() if one["support"]}
         name, worst = min(each.items(), key=lambda item: item[1]["recall"])
         recall, support = percent(worst["recall"]), worst["support"]
-        lines.append(f"The lowest recall is that of “{named(name)}”: {recall} of {support:,} pictures.")
+        lines.append(f"The lowest recall is that of “{html.named(name)}”: {recall} of {support:,} pictures.")
     if census.targets is not None and task.kind == "regression":
         some = census.targets[census.split == "train"]
         lines += [
-            f"It was trained on “{named(name)}” from {short(low)} to {escape(short(high, unit))}; answers beyond are "
-            "untested."
+            f"It was trained on “{html.named(name)}” from {short(low)} to {escape(short(high, unit))}; answers beyond "
+            "are untested."
             for name, unit, low, high in zip(task.names, task.units, some.min(0), some.max(0), strict=True)
         ]
     elif census.targets is not None:
         counts = class_counts(m, census.targets[census.split == "train"])
         name, fewest = task.names[int(counts.argmin())], int(counts.min())
-        lines.append(f"The fewest pictures to train on has “{named(name)}”: {fewest:,}.")
+        lines.append(f"The fewest pictures to train on has “{html.named(name)}”: {fewest:,}.")
     return [*lines, "No measures were taken for groups of people or conditions other than what is learned."]

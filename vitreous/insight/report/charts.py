@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from vitreous.insight.page import escape
-from vitreous.insight.report.numbers import Bounds, Text, cell, course, percent, short
-from vitreous.insight.report.pieces import named, scrolling
+from vitreous.insight.report import pieces as html
+from vitreous.insight.report.pieces import Bounds, Text, course, percent, short
 from vitreous.metrics import wilson_interval
 
 WIDTH = 360  # of a chart, in its own units; as many pixels on most screens
@@ -49,9 +49,9 @@ class Axis:
         """A tick's number."""
         return short(100 * tick, "%") if self.percent else short(tick)
 
-    def share(self, values: Any) -> np.ndarray:
-        """How far along the axis values lie, from 0 to 1."""
-        return (np.asarray(values) - self.low) / (self.high - self.low)
+    def place(self, values: Any, start: float, end: float) -> np.ndarray:
+        """Where values lie on an axis drawn from `start` to `end`."""
+        return start + (np.asarray(values) - self.low) / (self.high - self.low) * (end - start)
 
 
 class Plot:
@@ -64,11 +64,11 @@ class Plot:
 
     def x(self, values: Any) -> np.ndarray:
         """Data to pixels from the left."""
-        return self.left + self.x_axis.share(values) * (self.right - self.left)
+        return self.x_axis.place(values, self.left, self.right)
 
     def y(self, values: Any) -> np.ndarray:
         """Data to pixels from the top."""
-        return self.bottom - self.y_axis.share(values) * (self.bottom - self.top)
+        return self.y_axis.place(values, self.bottom, self.top)
 
     def line(self, kind: str, x: Any, y: Any) -> str:
         """A line through points; what is not finite is a gap."""
@@ -106,11 +106,13 @@ class Plot:
         return f"{head}{''.join(parts)}{''.join(marks)}</svg>"
 
 
-def curves(epochs: np.ndarray, series: Mapping[str, tuple[str, np.ndarray]], text: Text, within: Bounds = ANY) -> str:
+def curves(
+    epochs: np.ndarray, series: Mapping[str, tuple[str, np.ndarray]], text: Text, title: str = "", within: Bounds = ANY
+) -> str:
     """Lines over the epochs, a tone and values each; what is not finite is a gap. Hovering shows the numbers."""
     every = np.concatenate([values for _, values in series.values()])
-    x = Axis(0, max(float(epochs.max()), 1.0), "epoch")
-    plot = Plot(x, Axis.over(every, percent=text is percent, within=within), height=230)
+    y = Axis.over(every, title, text is percent, within)
+    plot = Plot(Axis(0, max(float(epochs.max()), 1.0), "epoch"), y, height=246)
     marks = []
     for tone, values in series.values():
         marks.append(plot.line(f"line {tone}", epochs, values))
@@ -178,21 +180,21 @@ def span(value: float, bounds: Bounds) -> str:
     return (
         '<span class="span"><svg viewBox="0 0 100 12" aria-hidden="true"><path class="rule" d="M4 6H96"/><path '
         f'class="whisker blue" d="M{low:.1f} 6H{high:.1f}"/><circle class="blue" cx="{at:.1f}" cy="6" r="3.4"/></svg>'
-        f"{cell(bounds, percent)}</span>"
+        f"{html.cell(bounds, percent)}</span>"
     )
 
 
 def heat_table(matrix: np.ndarray, names: Sequence[str], shown: Sequence[int]) -> str:
     """A confusion matrix (K, K) as a table, or a part of it with what is left of each row; a colour is a share."""
     part = len(shown) < len(names)
-    head = [f'<th scope="col"><span>{named(names[j])}</span></th>' for j in shown]
+    head = [f'<th scope="col"><span>{html.named(names[j])}</span></th>' for j in shown]
     head += ['<th scope="col"><span>others</span></th>'] * part
     rows = []
     for i in shown:
         counts = {j: int(matrix[i, j]) for j in shown} | ({-1: int(np.delete(matrix[i], shown).sum())} if part else {})
         level = {j: math.ceil(10 * count / max(matrix[i].sum(), 1)) for j, count in counts.items()}
         cells = [f'<td class="{"hit" if i == j else "miss"} h{level[j]}">{n:,}</td>' for j, n in counts.items()]
-        rows.append(f'<tr><th scope="row">{named(names[i])}</th>{"".join(cells)}</tr>')
+        rows.append(f'<tr><th scope="row">{html.named(names[i])}</th>{"".join(cells)}</tr>')
     kind = "heat" + (" long" if max(len(names[j]) for j in shown) > 4 else "") + (" dense" if len(shown) > 12 else "")
     title = "Confusion matrix: true classes down, predicted classes across"
-    return scrolling(title, kind, f"<td></td>{''.join(head)}", rows)
+    return html.scrolling(title, kind, f"<td></td>{''.join(head)}", rows)

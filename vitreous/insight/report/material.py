@@ -3,13 +3,15 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from vitreous import metrics
 from vitreous.data.doctor import Finding, fast_findings, scan, size_histogram
@@ -18,7 +20,7 @@ from vitreous.data.splits import SPLITS
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.predictor import Evaluation, Predictor, evaluate, load
-from vitreous.insight.report.numbers import Bounds
+from vitreous.insight.report.pieces import Bounds
 from vitreous.rundir import RunDir, SplitRow
 from vitreous.training.journal import read_rows
 from vitreous.training.recipe import Plan, TrainConfig
@@ -84,27 +86,30 @@ class Material:
 
     def bounds(self, name: str, *at: int) -> Bounds | None:
         """The 95 % interval of a number of the summary, of one target; None where it is not known."""
-        known = MEASURED[self.task.kind]
-        if self.drawn is None or not np.isfinite(self.drawn[(0, known.index(name), *at)]):
+        if self.drawn is None:
             return None
-        return float(self.drawn[(0, known.index(name), *at)]), float(self.drawn[(1, known.index(name), *at)])
+        low, high = map(float, self.drawn[(slice(None), MEASURED[self.task.kind].index(name), *at)])
+        return (low, high) if math.isfinite(low) else None
 
-    def pixels(self, names: Sequence[str]) -> list[np.ndarray]:
-        """Scored pictures (H, W, C) as the model sees them."""
+    def pixels(self, names: Sequence[str]) -> Iterator[np.ndarray]:
+        """Scored pictures (H, W, C) as the model sees them, one after the other."""
         assert self.pictures is not None
         places = {name: i for i, name in reversed([*enumerate(self.pictures.names)])}
-        return [self.predictor.spec.read(self.pictures.read(places[name]), name)[1] for name in names]
+        return (self.predictor.spec.read(self.pictures.read(places[name]), name)[1] for name in names)
+
+    def normalised(self, *pixels: np.ndarray) -> Tensor:
+        """Pictures of one size (H, W, C) as the model takes them, (B, C, H, W)."""
+        return self.predictor.normalised(torch.from_numpy(np.stack(pixels)))
 
 
 def gather(
     run: RunDir, data: str | os.PathLike | None, device: str, say: Callable[[str], None], **options: Any
 ) -> Material:
     """Reads the run, scores the pictures with the `options` of `evaluate`, and examines them, as `report` says."""
-    rows = read_metrics(run)
+    rows, notes = read_metrics(run), []
     plan = _parsed(run, "plan.json", Plan.from_json, run.read_json("plan.json"))
     config = _parsed(run, "config.json", TrainConfig.from_json, run.config().get("train"))
     predictor = load(run.path, device)
-    notes: list[str] = []
 
     def hear(text: str) -> None:
         notes.append(text)
@@ -113,9 +118,9 @@ def gather(
     own, found, pictures = run.config()["data"], None, None
     place = own if data is None else os.fspath(data)
     if data is not None or own == "digits" or Path(own).exists():
-        options["skip_bad"] = options["skip_bad"] or config.skip_bad
+        options["skip_bad"] = options.get("skip_bad") or config.skip_bad
         found = evaluate(predictor, place, say=hear, **options)
-        columns = {name: options[name] or getattr(config, name) for name in ("target", "path_column")}
+        columns = {name: options.get(name) or getattr(config, name) for name in ("target", "path_column")}
         pictures = open_source(place, **columns)
     else:
         hear(
@@ -136,11 +141,10 @@ def read_metrics(run: RunDir) -> list[dict[str, float]]:
     path, columns = run.path / "metrics.csv", ("epoch", "step", "seconds", "lr", "train_loss", "val_loss")
     try:
         rows = read_rows(run.path, until_step=1 << 62)
-        sound = all(isinstance(row[name], int | float) for row in rows for name in columns)
+        if not all(isinstance(row[name], int | float) for row in rows for name in columns):
+            raise ValueError("text")
     except (ValueError, KeyError, AttributeError, TypeError, OSError):
-        sound, rows = False, []
-    if not sound:
-        raise InputError(f"{path} is damaged: expected rows of numbers under {', '.join(columns)}")
+        raise InputError(f"{path} is damaged: expected rows of numbers under {', '.join(columns)}") from None
     if not rows:
         raise InputError(f"{path} is missing or holds no rows: expected the run directory of a training")
     return rows
