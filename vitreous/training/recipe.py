@@ -19,7 +19,7 @@ from vitreous.model.presets import PRESETS, name_of, preset
 from vitreous.model.vit import count_macs
 
 LAST_ROWS = 2.0  # the last evaluation, in fp32, takes as long as so many rows of metrics
-VALIDATION, MOST_VALIDATION = 0.15, 5_000  # share of the training pictures that is held out, and pictures at most
+VALIDATION, MOST_VALIDATION = 0.15, 2_500  # share of the training pictures that is held out, and pictures at most
 SIZES = ("xs", "s", "m")  # of the recipes' models, as their names have them
 ENOUGH_PASSES = 40  # over the pictures, for a larger model to be worth its time; 16 to 18 were too few
 DEFAULT_MINUTES = 10.0  # where neither epochs nor minutes are given
@@ -72,7 +72,7 @@ class TrainConfig:
     path_column: str | None = None
     # Column whose equal values (a patient, an object, a video) never stand on both sides of the split
     group: str | None = None
-    # Share of the training pictures held out, where the data brings no validation split; default: 0.15, at most 5,000
+    # Share of the training pictures held out, where the data brings no validation split; default: 0.15, at most 2,500
     # pictures
     validation: float | None = None
     # Leave out pictures that cannot be read, by name, rather than stop
