@@ -616,7 +616,7 @@ class TestEveryMethod:
             torch.testing.assert_close(found[picture : picture + 1], alone)
 
     @pytest.mark.parametrize("method", METHODS)
-    @pytest.mark.parametrize("target", [5, -1, (0, 7), (0, 1, 2)])
+    @pytest.mark.parametrize("target", [5, -1, (0, 7), (0,), (0, 1, 2)])
     def test_a_wrong_target_is_named_with_those_there_are(self, method, target):
         model = tiny_model(tiny_config())
         with pytest.raises(InputError, match=r"target is .*0 to 4"):
@@ -653,8 +653,9 @@ def test_an_option_that_does_not_fit_is_named_with_what_does(method, options, me
         ("a.jpg", "pixels are a str: expected a tensor of normalised pixels"),
         (torch.zeros(3, 12, 40), r"\(3, 12, 40\): expected \(batch, 3, height, width\)"),
         (torch.zeros(2, 3, 12, 40, dtype=torch.uint8), "pixels are uint8: expected float32, normalised"),
+        (torch.zeros(2, 3, 12, 40, device="meta"), "pixels are on meta: expected cpu, where the model is"),
     ],
-    ids=["path", "one picture", "bytes"],
+    ids=["path", "one picture", "bytes", "device"],
 )
 def test_what_are_no_normalised_pixels_is_said(method, pixels, message):
     with pytest.raises(InputError, match=message):

@@ -155,7 +155,6 @@ def make_explanation(
         grid=grid,
         answers=[PageAnswer("cat", 0.75), PageAnswer("dog", 0.25)],
         target="cat",
-        truth="dog",
         prefix=prefix,
         attributions=[
             PageAttribution("rollout", "All attention.", rng.random(grid), 0.4),
@@ -460,7 +459,6 @@ def test_names_are_only_ever_text(visit):
                 name=name,
                 answers=[PageAnswer(name, 0.5), PageAnswer(other, 2.0, name)],
                 target=name,
-                truth=other,
                 attributions=[replace(made.attributions[0], name=name, line=name, note=other)],
                 lens=PageLens([name, other], np.full((2, 2), 0.5)),
             )

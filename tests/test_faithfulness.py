@@ -152,6 +152,15 @@ def test_the_result_is_the_same_whatever_the_batch():
         torch.testing.assert_close(one.negative_curves, small[name].negative_curves)
 
 
+def test_of_a_model_in_float64_it_is_the_same():
+    config = tiny_models.tiny_config()
+    model, pixels, maps = tiny_models.tiny_model(config), tiny_models.pictures(config), {"some": drawn(2)}
+    single = faithfulness(model, pixels, maps, steps=3)
+    double = faithfulness(model.double(), pixels.double(), maps, steps=3)
+    for name, one in single.items():
+        torch.testing.assert_close(one.score, double[name].score, rtol=0, atol=1e-5)
+
+
 def test_random_orders_follow_from_the_seed():
     first, again, other = (score_of_number(OneCell(), white(5), {}, seed=seed)["random"].score for seed in (1, 1, 2))
     assert torch.equal(first, again)
@@ -217,6 +226,7 @@ def test_edges_are_found_where_they_are():
         ({"fills": ()}, ["mean, blur"]),
         ({"target": 2}, ["target is 2", "0 to 1"]),
         ({"target": (0, 7)}, ["target is (0, 7)"]),
+        ({"target": (0,)}, ["target is (0,)"]),
         ({"target": 0.5}, ["target is 0.5"]),
         ({"attributions": torch.zeros(2, 3, 5), "steps": 0}, ["attributions are a Tensor", "maps by name", "steps"]),
         ({"attributions": {"a": as_attribution(torch.zeros(2, 3, 5))}}, ["a are a Attribution", "(2, 3, 5)"]),

@@ -652,7 +652,7 @@ def test_a_users_matplotlib_settings_change_nothing_and_pyplot_is_not_imported()
 
 @pytest.mark.parametrize(("length", "most", "places"), [(3, 8, [0, 1, 2]), (9, 3, [0, 4, 8]), (1, 8, [0])])
 def test_places_spread_over_all_with_both_ends(length, most, places):
-    assert measures.spread(length, most).tolist() == places
+    assert measures.evenly_apart(length, most).tolist() == places
 
 
 def test_a_mosaic_is_filled_row_by_row_with_gaps():

@@ -40,7 +40,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = rng.integers(0, 128, (24, 8, 6, 3), np.uint8) + (bright[:, None, None, None] * 127).astype(np.uint8)
     for i, picture in enumerate(pictures):
         split = "test" if i >= 20 else "validation" if i >= 14 else "train"
-        file = folder / "photos" / split / ("bright" if bright[i] else "dark") / f"{i}.png"
+        file = folder / "photos" / split / ("dress" if bright[i] else "hat") / f"{i}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(file)
     with tarfile.open(folder / "photos.tar", "w") as tar:

@@ -21,6 +21,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from playwright.sync_api import sync_playwright
+from test_explain_page import find_browser, needs_browser
 
 import vitreous
 from vitreous import metrics, verbs
@@ -145,12 +146,6 @@ def evaluated(runs, kind: str) -> Evaluation:
     return vitreous.evaluate(vitreous.load(run), data, say=lambda text: None)
 
 
-def find_browser() -> str | None:
-    """A Chromium or Chrome of this machine."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
 def contrast(a: Sequence[float], b: Sequence[float]) -> float:
     """Of two colours of 0 to 255, as WCAG 2 has it."""
     light, dark = sorted((0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in map(linear, (a, b))), reverse=True)
@@ -162,7 +157,6 @@ def linear(colour: Sequence[float]) -> list[float]:
     return [c / 12.92 if (c := level / 255) <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for level in colour[:3]]
 
 
-needs_browser = pytest.mark.skipif(find_browser() is None, reason="no Chromium or Chrome on PATH")
 every_task = pytest.mark.parametrize("kind", list(SECTIONS))
 
 

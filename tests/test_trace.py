@@ -95,6 +95,14 @@ def test_what_follows_from_what_is_kept_is_worked_out_when_it_is_looked_at():
     assert trace(model, pictures(model.config), gradients=True).layers[1].position.requires_grad
 
 
+def test_all_that_is_traced_lies_where_the_model_is(model):
+    """On the meta device, whose tensors are as strict about meeting those of others as a GPU's."""
+    found = trace(model.to("meta"), pictures(model.config).to("meta"), memory=1)
+    assert max(layer.cell for _, layer in parts(model, found)) > 1
+    for _, layer in parts(model, found):
+        assert all(getattr(layer, name).is_meta for name in (*layer.recorded, *layer.later))
+
+
 def test_nothing_of_a_pass_is_kept_twice():
     model = tiny_model(tiny_config(depth=2))
     first, second = trace(model, pictures(model.config)).layers.values()
@@ -112,7 +120,9 @@ def test_nothing_stays_on_the_model_even_where_the_pass_fails():
     model.blocks[1].register_forward_pre_hook(fail)
     with pytest.raises(ArithmeticError):
         trace(model, pictures(model.config))
-    assert not any(module._forward_hooks or "split" in vars(module) for module in model.modules())
+    hooks = [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+    assert len(hooks) == 1  # that which fails
+    assert not any("split" in vars(module) for module in model.modules())
 
 
 def test_recorded_tensors_have_gradients_of_the_outputs_when_asked():

@@ -276,8 +276,8 @@ def explain(
         first, attribution = next(iter(picture.attributions.items()))
         journal.say(
             f"{_line(picture.prediction, 1)}   explained: {picture.label}, by {first.replace('_', ' ')} with a "
-            f"faithfulness of {float(picture.faithfulness[first].score):.2g}, {picture.verdict(first)} "
-            f"(random maps stay within ±{picture.chance:.2g})" + (f"; {attribution.note}" if attribution.note else "")
+            f"faithfulness of {float(picture.faithfulness[first].score):.3g}, {picture.verdict(first)} "
+            f"(random maps stay within ±{picture.chance:.3g})" + (f"; {attribution.note}" if attribution.note else "")
         )
     journal.say(f"page: {out}")
     if json:

@@ -224,7 +224,7 @@ def _slopes(
             score = run(places) @ weights
         gradient = torch.autograd.grad(score, places, torch.ones_like(score))[0]
         maps.append((gradient * (end - start)).sum(columns))
-        scores.append(score.detach().double().cpu())
+        scores.append(score.detach().cpu().double())
     return torch.cat(scores), torch.cat(maps)
 
 
@@ -241,7 +241,7 @@ def _along(at: Callable[[Tensor], tuple[Tensor, Tensor]], steps: int, most: int)
         some[speed == 0] = 0  # at the baseline it may be too large for a number
         maps.append(some * speed.to(some).view(-1, *[1] * (some.ndim - 1)))
         places, scores = torch.cat((places, new)), torch.cat((scores, reached))
-        slopes = torch.cat((slopes, maps[-1].flatten(1).sum(1, dtype=torch.float64).cpu()))
+        slopes = torch.cat((slopes, maps[-1].flatten(1).cpu().sum(1, dtype=torch.float64)))
         order = places.argsort()  # a part's beginning, its middle, its end, which is the beginning of the next
         u, f, slope = places[order], scores[order], slopes[order]
         sixth = (u[2::2] - u[:-2:2]) / 6
@@ -275,16 +275,16 @@ def occlusion(
 ) -> Attribution:
     """How far the score falls when a square window of cells is filled, in the mean over all that hold a token's cell.
 
-    A window has a side of two cells where the grid has, unless it is chosen: one cell alone is often made up for by
-    its neighbours. For `fill` see `filled`. Raises `InputError` for a window that is larger than the grid.
+    A window has a side of two cells where the grid has more, unless it is chosen: one cell alone is often made up for
+    by its neighbours. For `fill` see `filled`. Raises `InputError` for a window that is larger than the grid.
     """
     gh, gw = grid = grid_of(model, pixels)
-    window = min(2, *grid) if window is None else window
+    window = (2 if min(grid) > 2 else 1) if window is None else window
     if not 1 <= window <= min(grid):
         raise InputError(f"window is {window}: expected 1 to {min(grid)}, for a grid of {gh}×{gw}")
-    numbers = torch.arange(gh * gw, device=pixels.device).view(grid)
+    numbers = torch.arange(gh * gw).view(grid)
     windows = numbers.unfold(0, window, 1).unfold(1, window, 1).flatten(0, 1).flatten(1)  # (M, cells of a window)
-    hidden = torch.zeros(len(windows), gh * gw, dtype=torch.bool, device=pixels.device).scatter_(1, windows, True)
+    hidden = torch.zeros(len(windows), gh * gw, dtype=torch.bool).scatter_(1, windows, True)
     kept = torch.cat((torch.ones_like(hidden[:1]), ~hidden))
     scores = _scores_of_parts(model, pixels, filled(pixels, fill, grid), kept, target)
     drops = scores[:, :1] - scores[:, 1:]  # (B, M)
@@ -350,7 +350,7 @@ def _gains(
     rank = torch.stack((drawn, N - 1 - drawn), 1).flatten(0, 1)[:orders]  # (orders, N): when a cell is shown
     group = rank * groups // N
     kept = group[:, None] < torch.arange(groups + 1)[:, None]  # (orders, groups + 1, N)
-    scores = _scores_of_parts(model, pixels, filled(pixels, fill, grid), kept.flatten(0, 1).to(pixels.device), target)
+    scores = _scores_of_parts(model, pixels, filled(pixels, fill, grid), kept.flatten(0, 1), target)
     members = (group[:, None] == torch.arange(groups)[:, None]).flatten(0, 1)
     return scores.unflatten(1, (orders, -1)).diff(dim=2).flatten(1), members.to(scores)
 
@@ -362,7 +362,7 @@ def _scores_of_parts(model: VisionTransformer, pixels: Tensor, fill: Tensor, kep
     size = size_of(pixels)
     cells = cell_numbers(model.config.grid(*size), size, model.config.stride).to(pixels.device)
     kept, places = kept.unique(dim=0, return_inverse=True)  # all orders begin with nothing and end with everything
-    masks = kept.split(_at_once(model, pixels))
+    masks = kept.to(pixels.device).split(_at_once(model, pixels))
     scores = [
         torch.cat([model(torch.where(mask[:, cells][:, None], picture, other)) @ weights for mask in masks])
         for picture, other, weights in zip(pixels, fill, chosen, strict=True)

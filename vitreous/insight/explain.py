@@ -117,6 +117,7 @@ class PictureExplanation:
             "faithfulness": {name: float(found.score) for name, found in self.faithfulness.items()},
             "chance": self.chance,
             "notes": {name: found.note for name, found in self.attributions.items() if found.note},
+            "padding": {name: float(found.padding[0]) for name, found in self.attributions.items()},
             "lens": None if lens is None else dict(zip(self.names, lens.T.tolist(), strict=True)),
             "ledger": ledger and dict(zip(map(part_name, ledger.names), ledger.values[0].tolist(), strict=True)),
         }
@@ -162,13 +163,16 @@ def explain(
             f"a {type(predictor).__name__} alone cannot be explained, as it knows no names and no preprocessing: "
             "expected vitreous.load(RUN), or the path of RUN"
         )
+    methods = (methods,) if isinstance(methods, str) else methods
     if unknown := sorted({*methods} - {*METHODS}):
         raise InputError(f"no attribution is called {unknown[0]!r}: expected some of {', '.join(METHODS)}")
     wanted = None if target is None else find_target(predictor.task, target)
     one = isinstance(pictures, str | os.PathLike | np.ndarray)
     source = open_pictures([pictures] if one else pictures)  # pyright: ignore[reportArgumentType]
     if len(source) > MOST_PICTURES:
-        raise InputError(f"{len(source):,} pictures: expected at most {MOST_PICTURES}, which one page can show")
+        raise InputError(
+            f"{len(source):,} pictures: expected at most {MOST_PICTURES}, which one page can show: name some of them"
+        )
     usable, faults = [], []
     for number, name in enumerate(source.names):
         try:
@@ -200,7 +204,7 @@ def find_target(task: Task, asked: str | tuple[str, str]) -> int | tuple[int, in
         dashes = [i for i in range(len(asked)) if asked.startswith(" - ", i)]
         pairs = [(asked[:i], asked[i + 3 :]) for i in dashes]
     else:
-        pairs = [tuple(asked)]
+        pairs = [tuple(asked)] if isinstance(asked, tuple | list) else []
     pairs = [pair for pair in pairs if len({*pair}) == 2 == len(pair) and {*pair} <= {*names}]
     if len(pairs) > 1:
         raise InputError(f"{asked!r} can be read in {len(pairs)} ways: expected target=(first, second), from Python")
@@ -315,13 +319,16 @@ def _answers(predictor: Predictor, found: PictureExplanation) -> list[PageAnswer
 
 def _attribution(found: PictureExplanation, method: str) -> PageAttribution:
     attribution = found.attributions[method]
-    pixelwise = method == "integrated_gradients"
+    pixelwise = method == "integrated_gradients" or bool(found.trace.stages)  # through the overlap of soft splits
+    outside = float(attribution.padding[0])
+    notes = [attribution.note] * bool(attribution.note)
+    notes += [f"{outside:.0%} of it lies on the padding around the picture".replace("%", " %")] * (outside >= 0.005)
     return PageAttribution(
         name=method.replace("_", " "),
         line=LINES.get(method, ""),
         values=(attribution.pixels if pixelwise else attribution.tokens)[0].float().cpu().numpy(),
         score=float(found.faithfulness[method].score),
-        note=attribution.note,
+        note="; ".join(notes),
     )
 
 
@@ -371,4 +378,6 @@ def _accuracy(summary: dict[str, Any]) -> str:
         return f"Of {n:,} validation pictures, {summary['top1']:.1%} are answered rightly.".replace("%", " %")
     if "map" in summary:
         return f"On {n:,} validation pictures its mean average precision is {summary['map']:.3f}."
-    return f"On {n:,} validation pictures its numbers explain {summary['r2']:.1%} of the variance.".replace("%", " %")
+    known = {name: one["r2"] for name, one in summary["targets"].items() if one["r2"] is not None}
+    each = ", ".join(f"{r2:.1%} of the variance of {name}" for name, r2 in known.items()) or "nothing that varies"
+    return f"On {n:,} validation pictures its numbers explain {each}.".replace("%", " %")

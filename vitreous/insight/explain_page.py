@@ -97,7 +97,6 @@ class PageExplanation:
     answers: Sequence[PageAnswer]  # the largest first
     target: str  # the answer that is explained
     against: str = ""  # rather than which other one
-    truth: str = ""  # the right answer, where it is known
     labels: bool = False  # answers are labels, each with a probability of its own
     prefix: Sequence[str] = ()  # "class token", "register 1": the tokens before the picture's
     attributions: Sequence[PageAttribution] = ()  # the first is shown at first
@@ -145,7 +144,6 @@ def _picture(shown: PageExplanation) -> dict[str, Any]:
         **_answers(shown),
         "target": shown.target,
         "against": shown.against,
-        "truth": shown.truth,
         "attributions": [_attribution(one, shown.grid) for one in shown.attributions],
         "chance": shown.chance,
         "edges": shown.edges,

@@ -189,7 +189,7 @@ def faithfulness(
 def edges(model: VisionTransformer, pixels: Tensor) -> Tensor:
     """Pixels (B, C, H, W) -> how strong edges are in each cell (B, gh, gw), by Sobel's operator. Knows no weights."""
     grid = grid_of(model, pixels)
-    across = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], device=pixels.device)
+    across = pixels.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
     padded = F.pad(pixels, (1, 1, 1, 1), mode="replicate").flatten(0, 1)[:, None]
     slopes = F.conv2d(padded, torch.stack((across, across.T))[:, None])  # (B·C, 2, H, W)
     strength = slopes.norm(dim=1).unflatten(0, pixels.shape[:2]).sum(1)  # (B, H, W)
@@ -237,21 +237,21 @@ def randomisation(
     """
     grid_of(model, pixels)
     with torch.no_grad():
-        chosen = torch.cat([model(some) for some in pixels.split(batch)]).argmax(1) if target is None else None
+        chosen = torch.cat([model(some) for some in pixels.split(batch)]).argmax(1).cpu() if target is None else None
 
     def maps(of: VisionTransformer) -> Tensor:
         if target is not None:
             parts = [(torch.arange(len(pixels)), target)]
         else:
             assert chosen is not None
-            parts = [((chosen == output).nonzero()[:, 0].cpu(), output) for output in chosen.unique().tolist()]
+            parts = [((chosen == output).nonzero()[:, 0], output) for output in chosen.unique().tolist()]
         found = [
-            (rows, method(of, pixels[rows], output).tokens.detach())
+            (rows, method(of, pixels[rows], output).tokens.detach().cpu())
             for part, output in parts
             for rows in part.split(batch)
         ]
         order = torch.cat([rows for rows, _ in found]).argsort()
-        return torch.cat([tokens for _, tokens in found]).flatten(1)[order.to(pixels.device)]  # (B, N)
+        return torch.cat([tokens for _, tokens in found]).flatten(1)[order]  # (B, N)
 
     before, mixed = maps(model), copy.deepcopy(model)
     fresh = _fresh(model, seed).state_dict()
@@ -260,7 +260,7 @@ def randomisation(
     for _, names in stages:
         mixed.load_state_dict(mixed.state_dict() | {name: fresh[name] for name in names})
         correlations.append(spearman(before, maps(mixed)))
-    return Randomisation(tuple(stage for stage, _ in stages), torch.stack(correlations).cpu())
+    return Randomisation(tuple(stage for stage, _ in stages), torch.stack(correlations))
 
 
 def spearman(a: Tensor, b: Tensor) -> Tensor:
@@ -285,7 +285,7 @@ def _check(
     kind: str,
     counts: Mapping[str, int],
     grid: tuple[int, int],
-):
+) -> None:
     """Raises `InputError` that lists every argument that does not fit."""
     outputs, shape = model.config.outputs, (len(pixels), *grid)
     faults = []

@@ -29,13 +29,13 @@ from vitreous.insight.measures import (
     attention_distance,
     convolution_parts,
     displayable,
+    evenly_apart,
     first_filters,
     position_bias,
     position_similarity,
     prefix_names,
     principal_directions,
     principal_filters,
-    spread,
     token_features,
     token_norms,
 )
@@ -99,7 +99,7 @@ def model_pictures(
         )
     elif config.position != "none":
         most = SHOWN if min(grid) > 1 else SHOWN**2
-        rows, columns = spread(gh, most), spread(gw, most)
+        rows, columns = evenly_apart(gh, most), evenly_apart(gw, most)
         maps = position_similarity(model, grid, (rows[:, None] * gw + columns).ravel().tolist())
         alike = "mean cosine of the angles between rotations" if config.position == "rope2d" else "cosine similarity"
         add(

@@ -1,15 +1,16 @@
 """How the score flows back through attention: a row of weights over tokens, taken backward block by block."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vitreous.insight.ledger import hold_norm
 from vitreous.insight.pixels import unsplit
-from vitreous.insight.trace import Layer, Trace, attention_weights, trace
+from vitreous.insight.trace import Layer, Trace, attention_weights, trace, watch
 from vitreous.model.vit import VisionTransformer
 
 SCORES_AT_ONCE = 2**20  # of attention, which stay in the cache
@@ -166,16 +167,13 @@ def _mixings(
 def _watched_pool(model: VisionTransformer) -> Iterator[dict[str, Tensor]]:
     """What pooling reads; of attention pooling its keys with its values, and what it joins of these."""
     seen: dict[str, Tensor] = {}
-    watched = [model.pool.register_forward_hook(lambda _, args, out: seen.update(tokens=args[0].detach()))]
     of = model.pool.attention
-    if of is not None:
-        watched.append(of.kv.register_forward_hook(lambda _, args, out: seen.update(kv=out.detach())))
-        watched.append(of.projection.register_forward_hook(lambda _, args, out: seen.update(joined=args[0])))
-    try:
+    with ExitStack() as stack:
+        watch(stack, model.pool, lambda args, out: seen.update(tokens=args[0].detach()))
+        if of is not None:
+            watch(stack, of.kv, lambda args, out: seen.update(kv=out.detach()))
+            watch(stack, of.projection, lambda args, out: seen.update(joined=args[0]))
         yield seen
-    finally:
-        for handle in watched:
-            handle.remove()
 
 
 def _reading(model: VisionTransformer, found: Trace, seen: dict[str, Tensor], gradient: Tensor) -> Tensor | None:
@@ -189,12 +187,7 @@ def _reading(model: VisionTransformer, found: Trace, seen: dict[str, Tensor], gr
         return found.pool.detach() * (gradient @ v.mT).squeeze(2)
     tokens = seen["tokens"][:, found.prefix :]
     if model.config.norm_after_pool:
-        tokens = _normed(model.norm, tokens, tokens.mean(1, keepdim=True))
+        with torch.no_grad():
+            norm = hold_norm(model.norm, tokens.mean(1, keepdim=True))
+            tokens = norm(tokens) - norm(torch.zeros_like(tokens))  # but for its bias, which is no token's
     return (tokens @ gradient[..., None]).mT / tokens.shape[1]
-
-
-def _normed(norm: Any, tokens: Tensor, of: Tensor) -> Tensor:
-    """Tokens (B, N, D) through the norm, but for its bias, with the statistics that it has of `of` (B, 1, D)."""
-    if isinstance(norm, nn.LayerNorm):
-        tokens, of = (x - x.mean(-1, keepdim=True) for x in (tokens, of))
-    return tokens * norm.weight.detach() * (of.square().mean(-1, keepdim=True) + norm.eps).rsqrt()

@@ -348,6 +348,6 @@ def prefix_names(model: VisionTransformer) -> list[str]:
     return names + [f"register {n + 1}" for n in range(config.registers)]
 
 
-def spread(length: int, most: int) -> np.ndarray:
+def evenly_apart(length: int, most: int) -> np.ndarray:
     """At most so many places from 0 to length - 1, evenly apart, both ends among them."""
     return np.linspace(0, length - 1, min(length, most)).round().astype(int)

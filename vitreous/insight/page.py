@@ -4,7 +4,7 @@ Its policy lets the page ask for nothing: a style or a script runs because its h
 with a `style="…"` of its own is therefore left unstyled: use a class, or set it from the script.
 
 What `base.css` knows: sections `<section class="part">` of a `<div class="rail">` (heading and words) and a
-`<div class="body">` (what is shown); `.card`, `.cards`, `.facts` (a `dl`), `.note`, `.muted`, `.number`, `.wide` around
+`<div class="body">` (what is shown); `.facts` (a `dl`), `.note`, `.muted`, `.number`, `.wide` around
 a table that may be wider than the screen, `figure` with `figcaption`, `.button`, `.visually-hidden`.
 """
 

@@ -30,8 +30,10 @@ def grid_of(model: Any, pixels: Any) -> Size:
     if not len(pixels):
         raise InputError(f"pixels of shape {tuple(pixels.shape)}: there are no pictures")
     weight = next(model.parameters(), pixels)
-    autocast = torch.is_autocast_enabled(pixels.device.type)
-    if not pixels.is_floating_point() or (pixels.dtype != weight.dtype and not autocast):
+    if pixels.device != weight.device:
+        raise InputError(f"pixels are on {pixels.device}: expected {weight.device}, where the model is")
+    fits = pixels.dtype == weight.dtype or torch.is_autocast_enabled(pixels.device.type)
+    if not (pixels.is_floating_point() and fits):
         raise InputError(
             f"pixels are {_type_name(pixels)}: expected {_type_name(weight)}, normalised as in training, which "
             "predictor.normalised(pixels) does"

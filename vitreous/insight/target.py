@@ -14,7 +14,7 @@ def fault_of(target: Target, count: int) -> str:
     """What is wrong with a target of so many outputs, "" where nothing is."""
     wanted = target if isinstance(target, tuple) else (target,)
     known = all(isinstance(number, numbers.Integral) and 0 <= number < count for number in wanted)
-    if target is None or (known and 1 <= len(wanted) <= 2):
+    if target is None or (known and len(wanted) == 1 + isinstance(target, tuple)):
         return ""
     return f"target is {target}: expected an output, 0 to {count - 1}, two for their difference, or None"
 

@@ -300,8 +300,9 @@ def attention_weights(
             found[:, :, part] = weights
             continue
         share = 1 / torch.bincount(cells)[cells[part]].to(weights)
-        keys = weights.new_zeros(*weights.shape[:3], size).index_add_(3, cells, weights)
-        found.index_add_(2, cells[part], keys * share[:, None])
+        onto = cells.to(q.device)
+        keys = weights.new_zeros(*weights.shape[:3], size).index_add_(3, onto, weights)
+        found.index_add_(2, onto[part], keys * share[:, None])
     return found
 
 

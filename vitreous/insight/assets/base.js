@@ -62,8 +62,7 @@ function draw(name, attributes = {}, ...children) {
     root.dataset.theme = isDark() ? 'light' : 'dark';
     remembered.set(root.dataset.theme);
     show();
-    dispatchEvent(new Event('themechange'));
   });
-  system.addEventListener('change', () => { show(); dispatchEvent(new Event('themechange')); });
+  system.addEventListener('change', show);
   show();
 }

@@ -33,7 +33,7 @@ function showLegend(host, low, high, colours = warm) {
 }
 
 // Paints (height, width) values on a canvas of so many pixels; `where` says for each pixel which value is meant.
-function paint(canvas, values, height, width, span, { zero = 0, colours = warm, where = null, low = 0 } = {}) {
+function paint(canvas, values, height, width, span, { colours = warm, where = null } = {}) {
   if (canvas.width !== width || canvas.height !== height || !canvas.image) {
     canvas.width = width;
     canvas.height = height;
@@ -43,7 +43,7 @@ function paint(canvas, values, height, width, span, { zero = 0, colours = warm, 
   }
   const words = canvas.words, factor = span > 0 ? (colours === both ? 127.5 : 255) / span : 0, middle = colours === both ? 127.5 : 0;
   for (let i = 0; i < words.length; i++) {
-    const code = middle + (values[where ? where[i] : i] - low) * factor;
+    const code = middle + values[where ? where[i] : i] * factor;
     words[i] = colours[code < 0 ? 0 : code > 255 ? 255 : code + 0.5 | 0];
   }
   canvas.context.putImageData(canvas.image, 0, 0);
@@ -127,14 +127,12 @@ class Board {
     if (focused) cell.focus({ preventScroll: true });
   }
 
-  mark(token, height = 1, width = 1) {
+  mark(token) {
     for (const mark of this.marks) {
       mark.setAttribute('visibility', token === null ? 'hidden' : 'visible');
       if (token === null) continue;
       mark.setAttribute('x', token % this.grid[1]);
       mark.setAttribute('y', Math.floor(token / this.grid[1]));
-      mark.setAttribute('height', height);
-      mark.setAttribute('width', width);
     }
   }
 }

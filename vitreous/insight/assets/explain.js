@@ -18,7 +18,7 @@ const capital = text => text.replace(/^\p{L}/u, letter => letter.toUpperCase());
 const data = page.data, facts = data.facts;
 
 let picture, grid, tokens;  // the one that is shown, its token grid, and how many tokens that is
-const state = { from: 'all', patch: 0, hover: null, block: 0, head: 0, map: 0, part: 0, opacity: 75 };
+const state = { from: 'all', patch: 0, hover: null, block: 0, head: 0, map: 0, part: 0 };
 let live = {};  // arrays of the shown picture, as they come out of the file
 const patchWords = token => `row ${Math.floor(token / grid[1]) + 1}, column ${token % grid[1] + 1}`;
 const shownPatch = () => state.hover ?? state.patch;
@@ -96,7 +96,6 @@ function showAnswer() {
     return row;
   });
   $('answers').replaceChildren(make('div', { className: 'answers' }, ...rows, picture.others ? make('p', { className: 'small muted' }, picture.others) : null));
-  if (picture.truth) $('answers').firstChild.append(make('p', { className: 'small muted truth' }, 'The right answer: ', bdi(picture.truth)));
   $('accuracy').hidden = !facts.accuracy;
   $('accuracy').replaceChildren(facts.accuracy);
   $('facts').replaceChildren(...facts.rows.flatMap(([name, text]) => [make('dt', {}, bdi(name)), make('dd', {}, bdi(text))]));
