@@ -24,7 +24,7 @@ Maps = Callable[[VisionTransformer, Tensor, int], Attribution]  # normalised pix
 Drawn = tuple[str, str, Figure]  # a title, a caption of one sentence, and a figure
 Figures = Callable[[VisionTransformer, Tensor], Sequence[Drawn]]  # normalised pixels (B, C, H, W)
 
-METHOD = "occlusion"  # that suits `maps`: it fares well on all kinds of models
+METHOD = "integrated_tokens"  # nearly as faithful as the best, in a fifth of its time
 SHOWN_MISTAKES = 20
 SHOWN_INSIDE = 16  # pictures that figures of the model are made of
 READ_BY_DEPTH = 128  # pictures that are answered after each block
