@@ -327,8 +327,8 @@ def guided_shapley(
     what groups of cells gain beyond it is left to be estimated. That is shared out among their cells by ridge
     regression. The map sums to the score less that of the filled picture.
     """
-    prior = integrated_tokens(model, pixels, target, fill).tokens.flatten(1)  # (B, N)
     gains, members = _gains(model, pixels, target, fill, orders, groups, seed)
+    prior = integrated_tokens(model, pixels, target, fill).tokens.flatten(1)  # (B, N)
     squares = members.T @ members + RIDGE * orders * torch.eye(members.shape[1]).to(members)
     tokens = prior + torch.linalg.solve(squares, ((gains - prior @ members.T) @ members).T).T
     left = gains.sum(1) / orders - tokens.sum(1)
