@@ -38,7 +38,7 @@ demo: $(INSTALLED)  ## train on real handwritten digits, measure, and ask about 
 	@echo
 	@echo "how it learned:             $(DEMO)/curves.png"
 	@echo "what it takes for what:     $(DEMO)/confusion.png"
-	@echo "its most confident mistakes:$(DEMO)/worst.png"
+	@echo "its surest mistakes:        $(DEMO)/worst.png"
 	@echo "the pictures it was asked:  $(DEMO)/pictures/ (each is named after the digit that it shows)"
 
 # Writes the first held-out picture of each digit, as <digit>.png.
