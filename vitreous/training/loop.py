@@ -18,6 +18,7 @@ from vitreous.errors import InputError
 from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import Checkpoint, RunDir
 from vitreous.training.journal import Journal, read_rows, row_line
+from vitreous.training.lanes import Lanes, join_gradients, replicas
 from vitreous.training.optim import (
     make_average,
     make_criterion,
@@ -68,6 +69,8 @@ class Learner:
         self.optimizers = make_optimizers(
             model, plan.optimizer, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze
         )
+        self.lanes = Lanes(plan.threads if not model.config.drop_path else 1, self.device)
+        self.replicas = replicas(self.model, self.lanes.count)
         self.progress = Progress()
 
     def checkpoint(self) -> Checkpoint:
@@ -162,14 +165,19 @@ def update(learner: Learner, batch: Batch) -> tuple[float, bool]:
             group["lr"] = rate * group["scale"]
     if learner.model.config.drop_path:  # its choices follow from the seed and the step, as all others do
         torch.manual_seed(seed_of(plan.seed, "drop path", learner.progress.step))
-    total = torch.zeros((), device=device)
-    pieces = zip(batch.pixels.chunk(plan.accumulate), batch.targets.chunk(plan.accumulate), strict=True)
-    for pixels, targets in pieces:
+
+    def learn(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
-            outputs = learner.model(pixels.to(device, non_blocking=True))
+            outputs = model(pixels.to(device, non_blocking=True))
         loss = learner.criterion(outputs, targets.to(device, non_blocking=True)) * (len(pixels) / len(batch.pixels))
         loss.backward()
-        total += loss.detach()
+        return loss.detach()
+
+    total = torch.zeros((), device=device)
+    for piece in zip(batch.pixels.chunk(plan.accumulate), batch.targets.chunk(plan.accumulate), strict=True):
+        parts = (tensor.chunk(learner.lanes.count) for tensor in piece)
+        total += torch.stack(learner.lanes.map(learn, learner.replicas, *parts)).sum()
+    join_gradients(learner.replicas)
     norm = nn.utils.clip_grad_norm_(learner.model.parameters(), plan.clip, foreach=True)
     finite = bool(torch.isfinite(norm) & torch.isfinite(total))
     if finite:
@@ -201,7 +209,7 @@ def retreat(learner: Learner, run: RunDir, journal: Journal) -> None:
 def measure(learner: Learner, job: Job, order: Order) -> dict[str, float]:
     """A row of metrics, from the moving average on the validation pictures."""
     at, plan, device = learner.progress, learner.plan, learner.device
-    outputs, targets = outputs_on(learner.average.module, job, job.validation, plan, plan.precision)
+    outputs, targets = outputs_on(learner.average.module, job, job.validation, plan, plan.precision, learner.lanes)
     loss = learner.criterion(torch.from_numpy(outputs).to(device), torch.from_numpy(targets).to(device))
     return {
         "epoch": order.epochs_at(at.step),
@@ -228,25 +236,29 @@ def headline_of(job: Job, outputs: np.ndarray, targets: np.ndarray) -> float:
 
 
 def outputs_on(
-    model: nn.Module, job: Job, numbers: np.ndarray, plan: Plan, precision: str
+    model: nn.Module, job: Job, numbers: np.ndarray, plan: Plan, precision: str, lanes: Lanes | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n, outputs) float32 of the model on these pictures, and their targets, in the order of `numbers`."""
     batches = plain_batches(job.store, job.targets, numbers, plan.batch, workers=0)
-    outputs, order = run_model(model, batches, precision, torch.device(plan.device))
+    outputs, order = run_model(model, batches, precision, lanes or Lanes(1, torch.device(plan.device)))
     back = np.argsort(order)[np.argsort(np.argsort(numbers))]
     return outputs[back], job.targets[numbers]
 
 
 def run_model(
-    model: nn.Module, batches: Iterable[Batch], precision: str, device: torch.device
+    model: nn.Module, batches: Iterable[Batch], precision: str, lanes: Lanes
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n, outputs) float32 of the model on batches, and the numbers of the pictures in that order."""
+    device = lanes.device
+
+    def answer(pixels: Tensor) -> Tensor:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return model(pixels.to(device)).float().cpu()
+
     outputs, numbers = [], []
-    with torch.inference_mode():
-        for batch in batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                outputs.append(model(batch.pixels.to(device)).float().cpu())
-            numbers.append(batch.numbers)
+    for batch in batches:
+        outputs += lanes.map(answer, batch.pixels.chunk(lanes.count))
+        numbers.append(batch.numbers)
     return torch.cat(outputs).numpy(), np.concatenate(numbers)
 
 

@@ -127,7 +127,7 @@ def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float) -> Pa
     )
     sample = job.validation[: 2 * plan.batch]
     start = time.perf_counter()
-    outputs_on(learner.model, job, sample, plan, plan.precision)
+    outputs_on(learner.model, job, sample, plan, plan.precision, learner.lanes)
     return Pace(coarse, whole, (time.perf_counter() - start) * len(job.validation) / len(sample))
 
 
