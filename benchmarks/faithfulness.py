@@ -381,9 +381,9 @@ def main() -> int:
                 if not run.exists():
                     train_on_planted(run, options)
                 held_out = plant(options.pictures, options.seed + 1)
-                measure_planted(load(run, options.device), methods, held_out)
+                measure_planted(load(run, device=options.device), methods, held_out)
             return 0
-        predictor = load(options.run, options.device)
+        predictor = load(options.run, device=options.device)
         pictures = read_pictures(predictor, options.data, options.split, options.pictures, options.seed)
     except InputError as fault:
         print(fault, file=sys.stderr)

@@ -42,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PEER = "resnet18"
 HELD_TO = 0.5  # share of the multiply-accumulates that lies in the encoder's blocks
 RESAMPLES = 10_000
+EXACT = ("--engine", "torch", "--precision", "fp32")  # answers of the model itself
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def train_and_score(
         decoded = max((path.stat().st_mtime - began for path in Path(cache).glob("*/cache.json")), default=planned)
     plan = Plan.from_json(json.loads((run / "plan.json").read_text()))
     last = read_rows(run, plan.steps)[-1]
-    summary = json.loads(verb("eval", run, scored, "--split", split, "--json"))
+    summary = json.loads(verb("eval", run, scored, "--split", split, *EXACT, "--json"))
     write_answers(run, scored, split)
     return Result(
         top1=summary["top1"],
@@ -123,7 +124,7 @@ def train_and_score(
 
 def write_answers(run: Path, scored: str, split: str) -> None:
     """The answers in the form that the peers write."""
-    found = evaluate(load(run), scored, split=split, say=lambda text: None)
+    found = evaluate(load(run, engine="torch", precision="fp32"), scored, split=split, say=lambda text: None)
     names = found.task.names
     with open(run / "answers.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

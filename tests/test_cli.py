@@ -1,12 +1,15 @@
 """The command line: what it prints, where, and with which exit code; every bad input, and what it leaves behind."""
 
+import csv
 import json
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -228,8 +231,8 @@ class TestAnswers:
 class TestRefusedWords:
     def test_an_unknown_verb(self, refused):
         assert refused("trian") == (
-            "vitreous: there is no verb 'trian': expected one of check, train, eval, predict, explain, report, import, "
-            "models\n"
+            "vitreous: there is no verb 'trian': expected one of check, train, eval, predict, explain, report, export, "
+            "serve, import, models\n"
         )
 
     def test_an_unknown_option_with_the_nearest(self, refused, shapes):
@@ -419,7 +422,7 @@ class TestRefusedData:
     def test_pictures_that_the_model_was_not_made_for(self, refused, shapes_run, tmp_path):
         np.save(tmp_path / "deep.npy", np.zeros((24, 32, 3), np.uint16))
         np.save(tmp_path / "five.npy", np.zeros((24, 32, 5), np.uint8))
-        err = refused("predict", shapes_run, tmp_path / "deep.npy", tmp_path / "five.npy", "--out", "x.csv")
+        err = refused("predict", shapes_run, tmp_path / "deep.npy", tmp_path / "five.npy")
         assert "no picture could be used:" in err
         assert "deep.npy: uint16 pixels, where the model expects uint8" in err
         assert "five.npy: 5 channels, where the model expects three channels (RGB)" in err
@@ -452,7 +455,7 @@ class TestFullDisk:
         out = tmp_path / f"x.{ending}"
         err = refusal(vitreous("predict", shapes_run, shapes, "--out", out, limit=500))
         assert re.match(rf"vitreous predict: {out} cannot be written: .*File too large", err)
-        assert list(tmp_path.iterdir()) == []
+        assert [path.name for path in tmp_path.iterdir()] == ([] if ending == "parquet" else [f"x.{ending}.part"])
 
     def test_a_later_checkpoint_leaves_the_ones_before_it_and_the_run_goes_on_once_there_is_room(
         self, shapes, tmp_path
@@ -490,7 +493,7 @@ class TestInterrupted:
         kill_when(words, lambda: newest_step(run) >= 2)
         code, _, err = call("predict", run, shapes)
         assert code == 2
-        assert f"`vitreous train --resume {run}` goes on with it" in err
+        assert f"`vitreous train --resume {run}` finishes it" in err
 
 
 class TestImport:
@@ -525,3 +528,102 @@ class TestHints:
         assert main(["import", str(self.CHECKPOINT), "--hint", "kernels", "--out", str(tmp_path / "run")]) == 2
         assert "--hint kernels: expected NAME=VALUE" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
+
+
+class TestSkipDone:
+    """Pictures that have their answers are not asked again, whatever stopped it."""
+
+    @pytest.fixture
+    def many(self, shapes, tmp_path) -> Path:
+        """A folder of 2,400 pictures."""
+        (tmp_path / "many").mkdir()
+        for number, path in enumerate(sorted(shapes.rglob("*.jpg")) * 100):
+            os.link(path, tmp_path / "many" / f"{number:04}.jpg")
+        return tmp_path / "many"
+
+    def pictures(self, out: Path) -> list[str]:
+        with open(out, encoding="utf-8", newline="") as file:
+            return [Path(row["picture"]).name for row in csv.DictReader(file)]
+
+    @posix
+    def test_after_ctrl_c_it_says_how_to_go_on_and_does(self, call, many, shapes_run, tmp_path):
+        out, part = tmp_path / "x.csv", tmp_path / "x.csv.part"
+        exact = ("--engine", "torch", "--precision", "fp32")
+        words = [sys.executable, "-m", "vitreous", "predict", shapes_run, many, "--out", out, *exact]
+        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not part.exists():
+            assert process.poll() is None, "it ended before it could be interrupted"
+            time.sleep(0.005)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (130, "\nvitreous predict: interrupted\n")
+        assert f"the rows so far are in {part}; --skip-done goes on with them" in said
+        assert not out.exists()
+        done = len(self.pictures(part))
+        assert done < 2400
+        code, said, _ = call("predict", shapes_run, many, "--out", out, "--skip-done", *exact)
+        assert (code, part.exists()) == (0, False)
+        assert f"{done:,} of 2,400 pictures have their answers: skipped\n{2400 - done:,} rows added to {out}" in said
+        assert self.pictures(out) == [f"{number:04}.jpg" for number in range(2400)]
+
+    @posix
+    def test_after_a_full_disk_or_a_bad_picture_only_what_is_missing_is_asked(self, call, shapes, shapes_run, tmp_path):
+        pictures, out = tmp_path / "pictures", tmp_path / "x.jsonl"
+        shutil.copytree(shapes, pictures)
+        (pictures / "red" / "00.jpg").write_bytes(b"")
+        assert "--skip-done goes on" in refusal(vitreous("predict", shapes_run, pictures, "--out", out, limit=2000))
+        kept = (tmp_path / "x.jsonl.part").read_bytes()
+        assert len(kept) == 2000
+        code, said, _ = call("predict", shapes_run, pictures, "--out", out, "--skip-done")
+        assert (code, f"{kept.count(b'}')} of 48 pictures have" in said) == (2, True)
+        assert out.read_bytes().startswith(kept[: kept.rindex(b"\n")])
+        shutil.copy(shapes / "red" / "00.jpg", pictures / "red" / "00.jpg")
+        code, said, _ = call("predict", shapes_run, pictures, "--out", out, "--skip-done", "--json")
+        [row] = json.loads(said)
+        assert (code, row["label"], Path(row["picture"]).name) == (0, "red", "00.jpg")
+        rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+        assert len({row["picture"] for row in rows}) == len(rows) == 48
+        assert {row["error"] for row in rows} == {None}
+        code, said, _ = call("predict", shapes_run, pictures, "--out", out, "--skip-done", "--json")
+        assert (code, json.loads(said)) == (0, [])
+
+    def test_without_it_an_interrupted_table_is_begun_anew_and_said_so(self, call, shapes, shapes_run, tmp_path):
+        (tmp_path / "x.csv.part").write_text("what was there")
+        code, said, _ = call("predict", shapes_run, shapes / "red", "--out", tmp_path / "x.csv")
+        assert (code, len(self.pictures(tmp_path / "x.csv"))) == (0, 16)
+        assert "x.csv.part, of an interrupted predict, is begun anew; --skip-done would go on with it" in said
+
+    def test_it_is_refused_without_a_table_for_parquet_and_where_columns_differ(
+        self, call, refused, shapes, shapes_run, tmp_path
+    ):
+        assert "--skip-done goes on with a table: expected --out" in refused(
+            "predict", shapes_run, shapes, "--skip-done"
+        )
+        words = ("predict", shapes_run, shapes / "red", "--skip-done", "--out")
+        assert "grows row by row" in refused(*words, tmp_path / "x.parquet")
+        call(*words, tmp_path / "x.csv")
+        assert "has the columns" in refused(*words, tmp_path / "x.csv", "--top", "2")
+
+    def test_rows_are_written_where_no_picture_could_be_used_and_only_the_first_faults_are_said(
+        self, call, shapes_run, tmp_path
+    ):
+        (tmp_path / "bad").mkdir()
+        for number in range(50):
+            (tmp_path / "bad" / f"{number:02}.png").touch()
+        code, _, err = call("predict", shapes_run, tmp_path / "bad", "--out", tmp_path / "x.csv")
+        assert (code, len(self.pictures(tmp_path / "x.csv"))) == (2, 50)
+        assert err.startswith("vitreous predict: no picture could be used:\n")
+        assert err.endswith("  … and 30 more\n")
+        assert "19.png: the file is empty" in err
+        assert "20.png" not in err
+
+    @posix
+    def test_a_name_that_is_no_utf8_stops_nothing(self, call, shapes, shapes_run, tmp_path):
+        name = os.fsdecode(b"latin \xe9.jpg")
+        shutil.copy(shapes / "red" / "00.jpg", tmp_path / name)
+        code, said, _ = call("predict", shapes_run, tmp_path / name, "--json", "--out", tmp_path / "x.csv")
+        assert (code, Path(json.loads(said)[0]["picture"]).name) == (0, name)
+        assert b"latin \xe9.jpg,red," in (tmp_path / "x.csv").read_bytes()
+        code, said, _ = call("predict", shapes_run, tmp_path / name)
+        assert (code, "latin \\udce9.jpg   red" in said) == (0, True)

@@ -1,6 +1,5 @@
 """A trained model's answers, and its measure."""
 
-import csv
 import dataclasses
 import json
 import math
@@ -8,16 +7,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import torch
 from making import COLOURS, make_shapes, shape
 from PIL import Image
 
 import vitreous
 from vitreous.errors import InputError
-from vitreous.infer.predictor import WINDOW, Prediction, Predictor, views_of
-from vitreous.infer.tables import as_row, write_rows
+from vitreous.infer.pipeline import PATIENCE
+from vitreous.infer.predictor import Prediction, Predictor, views_of
 from vitreous.rundir import RunDir
 
 
@@ -59,7 +56,7 @@ class TestPredict:
         rng = np.random.default_rng(8)
         many = [
             shape(rng, list(COLOURS.values())[i % 3], *((24, 32) if i % 5 else (40, 25)))
-            for i in range(WINDOW * predictor.batch + 40)
+            for i in range(PATIENCE * predictor.batch + 40)
         ]
         answers = predictor.predict(many)
         assert [a.picture for a in answers] == [f"array {i}" for i in range(len(many))]
@@ -153,18 +150,18 @@ class TestViews:
     def test_the_answer_is_the_mean_of_the_outputs_over_all_views(self, predictor, shapes_run, fresh, kind, count):
         pixels = vitreous_pixels(predictor, np.asarray(Image.open(fresh / "red" / "00.jpg")))
         views = list(views_of(pixels, kind))
-        assert len({view.numpy().tobytes() for view in views}) == count
-        assert views[0].equal(pixels)
-        assert views[1].equal(pixels.flip(2))
+        assert len({view.tobytes() for view in views}) == count
+        assert np.array_equal(views[0], pixels)
+        assert np.array_equal(views[1], pixels[:, :, ::-1])
         expected = np.mean([predictor.outputs(view) for view in views], 0)
         assert vitreous.load(shapes_run, views=kind).outputs(pixels) == pytest.approx(expected, abs=1e-5)
 
     def test_moved_pictures_keep_their_size_and_repeat_their_edge(self):
-        pixels = torch.arange(16 * 32).view(1, 16, 32, 1)
+        pixels = np.arange(16 * 32).reshape(1, 16, 32, 1)
         moved = list(views_of(pixels, "shift"))[2]  # by 1 and 2
-        assert moved[:, :-1, :-2].equal(pixels[:, 1:, 2:])
-        assert moved[:, -1].equal(moved[:, -2])
-        assert moved[:, :, -1].equal(moved[:, :, -2])
+        assert np.array_equal(moved[:, :-1, :-2], pixels[:, 1:, 2:])
+        assert np.array_equal(moved[:, -1], moved[:, -2])
+        assert np.array_equal(moved[:, :, -1], moved[:, :, -2])
 
     def test_a_model_that_saw_no_mirrored_pictures_refuses_them(self, blobs_run, shapes_run):
         with pytest.raises(InputError, match="not trained on mirrored pictures"):
@@ -173,58 +170,8 @@ class TestViews:
             vitreous.load(shapes_run, views="ten")
 
 
-def vitreous_pixels(predictor: Predictor, picture: np.ndarray):
-    return torch.from_numpy(predictor.spec.read(picture, "a picture")[1])[None]
-
-
-@pytest.fixture(scope="module")
-def rows(predictor, fresh, tmp_path_factory) -> list[dict]:
-    bad = tmp_path_factory.mktemp("bad") / 'bad, with "quotes".png'
-    bad.write_bytes(b"no picture")
-    answers = predictor.predict([fresh / "red", bad, fresh / "green"])
-    return [as_row(predictor.task, answer, top=2) for answer in answers]
-
-
-class TestTables:
-    def test_rows_hold_the_top_classes_and_the_error(self, rows):
-        columns = ["picture", "label", "probability", "label_2", "probability_2", "unsure", "plausible", "error"]
-        assert [list(row) for row in rows] == [columns] * 7
-        assert all(value is None for key, value in rows[3].items() if key not in ("picture", "error"))
-        assert "bad, with" in rows[3]["error"]
-        assert rows[0]["probability"] >= rows[0]["probability_2"]
-
-    def test_parquet_is_read_back_equal(self, rows, tmp_path):
-        write_rows(rows, tmp_path / "out.parquet")
-        assert pq.read_table(tmp_path / "out.parquet").to_pylist() == rows
-
-    def test_jsonl_is_read_back_equal(self, rows, tmp_path):
-        write_rows(rows, tmp_path / "out.jsonl")
-        assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()] == rows
-
-    def test_csv_is_read_back_equal(self, rows, tmp_path):
-        write_rows(rows, tmp_path / "out.csv")
-        with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
-            read = list(csv.DictReader(file))
-        assert read == [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
-
-    def test_a_table_that_fails_midway_leaves_the_one_that_was_there(self, rows, tmp_path):
-        def broken():
-            yield from rows
-            raise InputError("the last picture is on fire")
-
-        for ending in ("csv", "parquet", "jsonl"):
-            (tmp_path / f"out.{ending}").write_text("as it was")
-            with pytest.raises(InputError, match="on fire"):
-                write_rows(broken(), tmp_path / f"out.{ending}")
-            assert (tmp_path / f"out.{ending}").read_text() == "as it was"
-        assert len(list(tmp_path.iterdir())) == 3
-
-    def test_numbers_have_columns_of_their_interval(self, blobs_run, blobs, tmp_path):
-        predictor = vitreous.load(blobs_run)
-        rows = [as_row(predictor.task, a, 1) for a in predictor.predict(blobs.parent / "000.npy")]
-        assert list(rows[0]) == ["picture", "place (mm)", "place (mm) low", "place (mm) high", "error"]
-        write_rows(rows, tmp_path / "out.parquet")
-        assert pq.read_table(tmp_path / "out.parquet").to_pylist() == rows
+def vitreous_pixels(predictor: Predictor, picture: np.ndarray) -> np.ndarray:
+    return np.stack([predictor.spec.read(picture, "a picture")[1]])
 
 
 class TestEvaluate:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitreous.data.doctor import check_data as check
     from vitreous.errors import InputError
-    from vitreous.infer.predictor import Evaluation, Prediction, Predictor, evaluate, load
+    from vitreous.infer.export import Export, export
+    from vitreous.infer.predictor import AnswerConfig, Evaluation, Prediction, Predictor, evaluate, load
     from vitreous.insight.explain import Explanation, explain
     from vitreous.insight.trace import Trace, trace
     from vitreous.model.config import ModelConfig
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from vitreous.training.train import train
 
 _HOMES = {
+    "AnswerConfig": "infer.predictor",
     "Evaluation": "infer.predictor",
     "Explanation": "insight.explain",
+    "Export": "infer.export",
     "InputError": "errors",
     "ModelConfig": "model.config",
     "PRESETS": "model.presets",
@@ -29,6 +32,7 @@ _HOMES = {
     "create": "model.vit",
     "evaluate": "infer.predictor",
     "explain": "insight.explain",
+    "export": "infer.export",
     "import_weights": "model.weights",
     "load": "infer.predictor",
     "trace": "insight.trace",
@@ -36,8 +40,10 @@ _HOMES = {
 }
 __all__ = [
     "PRESETS",
+    "AnswerConfig",
     "Evaluation",
     "Explanation",
+    "Export",
     "InputError",
     "ModelConfig",
     "Prediction",
@@ -48,6 +54,7 @@ __all__ = [
     "create",
     "evaluate",
     "explain",
+    "export",
     "import_weights",
     "load",
     "trace",

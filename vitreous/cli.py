@@ -24,6 +24,8 @@ VERBS = (
     Verb("predict", "RUN PICTURES…", "ask a trained model about pictures or folders of them"),
     Verb("explain", "RUN PICTURES…", "show how a model came to its answers, and how far to believe it"),
     Verb("report", "RUN [DATA]", "show a whole run in one page: curves, classes, calibration, mistakes"),
+    Verb("export", "RUN", "write a trained model to one file, for ONNX Runtime or OpenVINO, and prove that it agrees"),
+    Verb("serve", "RUN", "answer over HTTP, with a page to drop pictures on"),
     Verb("import", "CHECKPOINT --out RUN", "make a run directory of another project's weights"),
     Verb("models", "", "list the models, with parameters, work and tokens"),
 )

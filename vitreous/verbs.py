@@ -2,7 +2,8 @@
 
 import json as jsonlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,14 +12,16 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from vitreous.data.decode import MAX_PIXELS
-from vitreous.errors import InputError
+from vitreous.errors import SHOWN, InputError
+from vitreous.infer.agreement import Bar
+from vitreous.infer.predictor import AnswerConfig
 from vitreous.training.journal import Journal
 from vitreous.training.recipe import TrainConfig
 
 DATA = "A folder of class folders, a table (.csv, .tsv, .parquet), arrays (.npz), a .tar of class folders, or digits."
 Json = Annotated[bool, arg(help="Print JSON for machines; what is meant for people goes to standard error.")]
 Data = Annotated[Positional[str], arg(help=DATA, metavar="DATA")]
-Run = Annotated[Positional[Path], arg(help="A run directory that train made.", metavar="RUN")]
+Run = Annotated[Positional[Path], arg(help="A run directory that train made, or a file of export.", metavar="RUN")]
 
 
 def run(name: str, words: list[str]) -> int:
@@ -114,8 +117,7 @@ def evaluate(
     split: str = "auto",
     figure: Path | None = None,
     skip_bad: bool = False,
-    device: str = "auto",
-    views: Literal["one", "flip", "shift"] = "one",
+    how: AnswerConfig = AnswerConfig(),  # noqa: B008
     json: Json = False,
 ) -> int:
     """Measures a trained model on data with the same targets.
@@ -128,14 +130,12 @@ def evaluate(
         split: Which pictures of the run's data to score: auto (those held out), train, validation, test or all.
         figure: Write the confusion matrix, or predicted against true, to this PNG.
         skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
-        device: auto is a GPU where there is one.
-        views: Answer with the mean over the picture and its mirror image (flip), and over both moved a little (shift).
     """
     from vitreous.calibration import headline
     from vitreous.infer.predictor import evaluate, load
 
     journal = Journal(stderr=json)
-    predictor = load(run, device, views)
+    predictor = load(run, how)
     with journal.bar("evaluating", 1) as progress:
         result = evaluate(
             predictor,
@@ -168,9 +168,9 @@ def predict(
     /,
     *,
     out: Path | None = None,
+    skip_done: bool = False,
     top: int = 1,
-    device: str = "auto",
-    views: Literal["one", "flip", "shift"] = "one",
+    how: AnswerConfig = AnswerConfig(),  # noqa: B008
     json: Json = False,
 ) -> int:
     """Asks a trained model about pictures: classes with calibrated probabilities, or numbers with 90 % intervals.
@@ -179,51 +179,72 @@ def predict(
     that cannot be used get a row with the error, and the exit code is 2.
 
     Args:
-        out: Write a table: .csv, .parquet or .jsonl.
+        out: Write a table: .csv, .jsonl or .parquet. Until it is whole, rows of the first two are in OUT.part.
+        skip_done: Go on with the table --out: what has an answer there (or in OUT.part, after an interruption) is kept
+            and not asked again; errors are tried again.
         top: How many of the most probable classes to show.
-        device: auto is a GPU where there is one.
-        views: Answer with the mean over the picture and its mirror image (flip), and over both moved a little (shift).
     """
     from vitreous.data.sources import open_pictures
     from vitreous.infer.predictor import load
-    from vitreous.infer.tables import as_row, check_name, write_rows
+    from vitreous.infer.tables import as_row, check_name, columns, keep_done, part_of, plain, write_rows
 
     if top < 1:
         raise InputError(f"--top {top}: expected 1 or more")
     if out is not None:
-        check_name(out)
+        check_name(out, append=skip_done)
+    elif skip_done:
+        raise InputError("--skip-done goes on with a table: expected --out, the table that was begun")
     if not pictures:
         raise InputError("expected pictures, or folders of them")
     journal = Journal(stderr=json)
-    predictor = load(run, device, views)
+    if out is not None and not skip_done and part_of(out).exists():
+        journal.say(f"{part_of(out)}, of an interrupted predict, is begun anew; --skip-done would go on with it")
+    predictor = load(run, how)
     source = open_pictures(pictures)
-    faults = []
+    if out is not None and skip_done:
+        done = keep_done(out, predictor.task, top)
+        left = [number for number, name in enumerate(source.names) if name not in done]
+        journal.say(f"{len(source) - len(left):,} of {len(source):,} pictures have their answers: skipped")
+        source = source.only(left)
+    bad, faults = 0, []  # the first of the faults: there may be as many as pictures
 
-    def rows() -> Iterator[dict[str, Any]]:
-        with journal.bar("predicting", len(source)) as progress:
-            for done, prediction in enumerate(predictor.stream(source), 1):
+    def rows() -> Generator[dict[str, Any], None, None]:
+        nonlocal bad
+        with (
+            journal.bar("predicting", len(source)) as progress,
+            closing(predictor.stream(source, journal.say)) as answers,
+        ):
+            for number, prediction in enumerate(answers, 1):
                 if prediction.error:
-                    faults.append(prediction.error)
+                    bad += 1
+                    faults.extend([prediction.error] if bad <= SHOWN else ())
                 row = as_row(predictor.task, prediction, top)
                 if json:
-                    print("[" if done == 1 else ",", jsonlib.dumps(row, ensure_ascii=False))
+                    print("[" if number == 1 else ",", plain(jsonlib.dumps(row, ensure_ascii=False)), flush=True)
                 elif out is None and not prediction.error:
-                    journal.say(_line(prediction, top))
-                progress(done)
+                    # Not through `say`, which keeps what it said.
+                    journal.console.print(plain(_line(prediction, top)), markup=False)
+                progress(number)
                 yield row
         if json:
-            print("]")
-        if len(faults) == len(source):
-            raise InputError.listing("no picture could be used:", faults)
+            print("]" if len(source) else "[]")
 
-    if out is not None:
-        write_rows(rows(), out)
-        journal.say(f"{len(source):,} rows in {out}")
-    else:
-        for _ in rows():
-            pass
-    if faults:
-        raise InputError.listing(f"{len(faults):,} of {len(source):,} pictures could not be used:", faults)
+    with closing(rows()) as found:
+        if out is None:
+            for _ in found:
+                pass
+        else:
+            try:
+                write_rows(found, out, columns(predictor.task, top), append=skip_done)
+            except KeyboardInterrupt:
+                if part_of(out).exists():
+                    journal.say(f"the rows so far are in {part_of(out)}; --skip-done goes on with them")
+                raise
+            journal.say(f"{len(source):,} rows {'added to' if skip_done else 'in'} {out}")
+    if bad:
+        some = f"{bad:,} of {len(source):,} pictures could not be used:"
+        more = f"  … and {bad - len(faults):,} more" if bad > len(faults) else ""
+        raise InputError.listing("no picture could be used:" if bad == len(source) else some, faults, more)
     return 0
 
 
@@ -263,7 +284,7 @@ def explain(
     journal = Journal(stderr=json)
     with journal.bar("explaining", 1) as progress:
         found = explain(
-            load(run, device),
+            load(run, AnswerConfig(device=device)),
             pictures,
             target=target,
             methods=methods or SHOWN,
@@ -331,6 +352,113 @@ def _write_report(journal: Journal, run: Path, *places: str | Path | None, **opt
         page = write_report(run, *places, **options, **shown)
     journal.say(f"page: {page}")
     return page
+
+
+def export_run(
+    run: Run,
+    /,
+    *,
+    out: Path | None = None,
+    format: Literal["onnx", "openvino"] | None = None,
+    precision: Literal["fp32", "bf16", "int8"] = "fp32",
+    merge: int = 0,
+    bar: Bar = Bar(),  # noqa: B008
+    data: str | None = None,
+    json: Json = False,
+) -> int:
+    """Writes a trained model to one file that answers by itself, and proves that it answers as the run does.
+
+    The file takes pixels as they are stored, in the sizes that the run has chosen, and gives calibrated probabilities
+    or numbers in their units; names, sizes and where it comes from are in its metadata. It is taken wherever a run
+    directory is. int8 is calibrated on the run's own pictures. Another process then answers the run's validation
+    pictures with it; where it does not agree, nothing is written, and the exit code is 2.
+
+    Args:
+        out: The file to write, .onnx or .zip (OpenVINO); default: model-PRECISION.onnx or .zip in the run directory.
+        format: onnx for ONNX Runtime and others, or openvino; default: by the name of --out, else onnx.
+        precision: bf16 in ONNX is for size: ONNX Runtime computes in fp32 on a CPU.
+        merge: Tokens that are merged in every block (2210.09461).
+        data: Where the run's pictures are now, if they were moved.
+    """
+    from vitreous.infer.export import export
+
+    journal = Journal(stderr=json)
+    options = {"merge": merge, "bar": bar, "data": data}
+    found = export(run, out, format=format, precision=precision, say=journal.say, **options)
+    for line in found.lines():
+        journal.say(line)
+    if json:
+        _print_json({**asdict(found), "path": str(found.path)})
+    return 0
+
+
+def serve(
+    run: Run,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    name: tuple[str, ...] = (),
+    api_key_file: Path | None = None,
+    insecure: bool = False,
+    deadline: float = 10.0,
+    queue: int = 256,
+    max_mb: int = 32,
+    verbose: bool = False,
+    how: AnswerConfig = AnswerConfig(),  # noqa: B008
+    json: Json = False,
+) -> int:
+    """Answers over HTTP, with a page to drop pictures on, until it is told to end: Ctrl-C, or SIGTERM.
+
+    POST /predict takes a picture as it is, or several as the files of a form; POST /explain one. /openapi.json
+    describes them; /health/live, /health/ready and /metrics (Prometheus) tell how it fares. Told to end, it answers
+    what it has taken.
+
+    Args:
+        host: Where to listen. Beyond this machine it takes a key, or --insecure; TLS is a proxy's work.
+        port: 0 takes one that is free.
+        name: Another name by which this machine's own browsers and proxies reach it: requests by other names are
+            refused on loopback.
+        api_key_file: A file that holds a key, which every request but for the page and /health must show, as
+            `Authorization: Bearer KEY` or `X-API-Key: KEY`; default: the variable VITREOUS_API_KEY.
+        insecure: Listen beyond this machine without a key.
+        deadline: Seconds after which a picture that is not begun with is given up (503).
+        queue: Pictures that may wait or be worked on; a request beyond that is refused (429).
+        max_mb: Of a picture; a request may have twice as much, and 64 pictures.
+        verbose: A line a request.
+    """
+    from vitreous.infer.predictor import Predictor, load
+    from vitreous.serve import serve
+    from vitreous.serve.settings import Settings, read_key
+
+    journal = Journal(stderr=json)
+    settings = Settings(
+        host=host,
+        port=port,
+        names=name,
+        key=read_key(api_key_file),
+        insecure=insecure,
+        verbose=verbose,
+        deadline=deadline,
+        queue=queue,
+        picture_bytes=max_mb << 20,
+        request_bytes=max_mb << 21,
+        held_bytes=max(512, 4 * max_mb) << 20,
+    )
+
+    def loaded() -> Predictor:
+        predictor = load(run, how)
+        predictor.settle(journal.say)
+        return predictor
+
+    def started(facts: dict[str, Any]) -> None:
+        if json:
+            _print_json(facts)
+        guard = "a key is asked for" if facts["key"] else "no key is asked for"
+        journal.say(f"{facts['address']}   {facts['engine']}, {facts['precision']}; {guard}; Ctrl-C ends it")
+
+    serve(loaded, settings, started)
+    return 0
 
 
 def import_checkpoint(
@@ -484,6 +612,8 @@ FUNCTIONS = {
     "predict": predict,
     "explain": explain,
     "report": report,
+    "export": export_run,
+    "serve": serve,
     "import": import_checkpoint,
     "models": models,
 }

@@ -125,32 +125,31 @@ def open_pictures(paths: Sequence[str | os.PathLike | np.ndarray]) -> Source:
         InputError: paths that are not there, and folders without pictures, all together.
     """
     names: list[str] = []
-    items: list[Path | np.ndarray] = []
+    arrays: dict[int, np.ndarray] = {}
     ignored: list[str] = []
     faults: list[str] = []
     for i, given in enumerate(paths):
         if isinstance(given, np.ndarray):
+            arrays[len(names)] = given
             names.append(f"array {i}")
-            items.append(given)
             continue
         path = Path(given).expanduser()
         if path.is_dir():
-            files = [(path / name) for name in sorted(walk(path))]
-            pictures = [file for file in files if is_picture(file.name)]
-            ignored += [file.as_posix() for file in files if not is_picture(file.name)]
+            files = [(path / name).as_posix() for name in sorted(walk(path))]
+            pictures = [file for file in files if is_picture(file)]
+            ignored += [file for file in files if not is_picture(file)]
             if not pictures:
                 faults.append(f"{path} holds no pictures.")
         elif path.exists():
-            pictures = [path]
+            pictures = [path.as_posix()]
         else:
             pictures = []
             faults.append(_not_there(path))
-        names += [picture.as_posix() for picture in pictures]
-        items += [Path(os.path.abspath(picture)) for picture in pictures]
+        names += pictures
     if faults:
         raise InputError(faults[0]) if len(faults) == 1 else InputError.listing("No such pictures:", faults)
-    read = _Mixed(tuple(items), tuple(names))
-    return Source("pictures", os.getcwd(), tuple(names), {}, _unsaid(len(names)), None, read, tuple(ignored))
+    read = _Mixed(Path.cwd(), tuple(names), arrays)
+    return Source("pictures", str(read.root), read.names, {}, _unsaid(len(names)), None, read, tuple(ignored))
 
 
 @dataclass(frozen=True)
@@ -224,14 +223,14 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class _Mixed:
-    """Reads files, and arrays as they are."""
+    """Reads files, and arrays as they are. Of a file it keeps no more than its name: there may be a million."""
 
-    items: tuple[Path | np.ndarray, ...]
+    root: Path  # that names of files are relative to, those that are
     names: tuple[str, ...]
+    arrays: dict[int, np.ndarray]  # by number
 
     def __call__(self, i: int) -> "bytes | np.ndarray":
-        item = self.items[i]
-        return item if isinstance(item, np.ndarray) else _read_file(item, self.names[i])
+        return self.arrays[i] if i in self.arrays else _read_file(self.root / self.names[i], self.names[i])
 
 
 def _read_file(path: Path, name: str) -> bytes:

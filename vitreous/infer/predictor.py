@@ -4,9 +4,12 @@ import dataclasses
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,14 +23,48 @@ from vitreous.data.sources import Source, open_pictures, open_source
 from vitreous.data.store import in_order
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
+from vitreous.infer.agreement import Bar
+from vitreous.infer.engines import Engine, TorchEngine, candidates
+from vitreous.infer.files import is_export, open_export
+from vitreous.infer.pipeline import Answered, outputs_in_order, reader
 from vitreous.model.config import ModelConfig
-from vitreous.model.vit import VisionTransformer
+from vitreous.model.vit import VisionTransformer, count_macs
 from vitreous.rundir import RunDir
 from vitreous.training.recipe import choose_device, choose_threads
 
 Picture = str | os.PathLike | np.ndarray
 VIEWS = ("one", "flip", "shift")
-WINDOW = 8  # batches that are decoded before their answers go out
+BATCH = 32
+WORK = (
+    2e13  # floating-point operations, a minute or so on two cores, from which on a search for the fastest engine pays
+)
+ENOUGH = 512  # pictures from which on it pays to load the one that was found before
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """How answers are computed."""
+
+    # auto is a GPU where there is one
+    device: str = "auto"
+    # What computes: torch, compiled (torch.compile), openvino or onnxruntime. auto: the fastest that is installed and
+    # agrees with the model as it was trained; measured once for a run, when there is a minute of work, and remembered
+    engine: Literal["auto", "torch", "compiled", "openvino", "onnxruntime"] = "auto"
+    # fp32, bf16 or int8. auto: the fastest whose answers to the run's validation pictures stay the same
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
+    # Tokens that are merged in every block (2210.09461): faster, at some cost in accuracy, which is measured and said
+    merge: int = 0
+    # Answer with the mean over the picture and its mirror image (flip), and over both moved a little (shift)
+    views: Literal["one", "flip", "shift"] = "one"
+    # What a faster engine may cost
+    bar: Bar = field(default_factory=Bar)
+    # Where the run's pictures are now, if they were moved, to measure and to calibrate by
+    data: str | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether more was asked for than the fastest engine: then also few pictures are worth a measurement."""
+        return (self.engine, self.precision, self.merge) != ("auto", "auto", 0)
 
 
 @dataclass(frozen=True)
@@ -66,18 +103,69 @@ class Predictor:
 
     def __init__(
         self,
-        model: VisionTransformer,
         spec: InputSpec,
         task: Task,
         calibration: Calibration,
-        run: RunDir,
-        device: torch.device,
-        batch: int = 32,
-        views: str = "one",
+        options: AnswerConfig,
+        *,
+        run: RunDir | None = None,
+        engine: Engine | None = None,
+        columns: dict[str, Any] | None = None,
     ):
-        self.model, self.spec, self.task, self.calibration = model.eval().to(device), spec, task, calibration
-        self.run, self.device, self.batch, self.views = run, device, batch, views
-        self.threads = choose_threads(None)
+        """Of a run directory, or with the `engine` of an exported file and the `columns` that its targets stood in."""
+        self.spec, self.task, self.calibration, self.options = spec, task, calibration, options
+        self.device, self.batch, self.threads = choose_device(options.device), BATCH, choose_threads(None)
+        self._run, self._engine, self.columns = run, engine, columns or {}
+        self.converted: dict[str, Any] = {}  # graphs by format, while engines are made of them
+        self.settled = engine is not None  # whether the engine is chosen for good
+
+    @property
+    def exported(self) -> bool:
+        """Whether the answers come from an exported file."""
+        return self._run is None
+
+    @property
+    def run(self) -> RunDir:
+        """The run directory. Raises `InputError` where the answers come from an exported file."""
+        if self._run is None:
+            raise InputError("an exported file holds no more than its answers take: expected the run directory")
+        return self._run
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether mirrored views make sense: the model was trained on such pictures, or elsewhere."""
+        trained_here = (self.run.path / "plan.json").exists()
+        return not trained_here or self.run.read_json("plan.json")["augmentation"]["flip"]
+
+    @cached_property
+    def model(self) -> VisionTransformer:
+        """The model as it was trained. Raises `InputError` where there is none, as for an exported file."""
+        config = self.run.config()
+        try:
+            model_config = dataclasses.replace(ModelConfig.from_json(config["model"]), merge=self.options.merge)
+        except (KeyError, TypeError) as fault:
+            raise InputError(f"{self.run.path / 'config.json'} is damaged ({fault!r})") from None
+        model = VisionTransformer(model_config)
+        try:
+            model.load_state_dict(self.run.read_weights())
+        except RuntimeError as fault:
+            raise InputError(f"{self.run.path}: the weights are not those of its config.json ({fault})") from None
+        return model.eval().to(self.device)
+
+    @property
+    def engine(self) -> Engine:
+        """What computes the outputs; until one is chosen PyTorch, in fp32."""
+        if self._engine is None:
+            self._engine = TorchEngine(self.model, self.spec, self.device)
+        return self._engine
+
+    def settle(self, say: Callable[[str], None] = print) -> None:
+        """Chooses the engine that the options ask for: once for a run, by a measurement that is kept in its folder."""
+        from vitreous.infer.choose import choose_engine
+
+        if not self.settled:
+            self._engine, self.settled = choose_engine(self, say), True
+            self.converted.clear()
 
     def predict(self, pictures: Picture | Sequence[Picture]) -> list[Prediction]:
         """Answers to files, folders (all pictures in them) or arrays (H, W) or (H, W, C), in their order.
@@ -87,55 +175,50 @@ class Predictor:
         one = isinstance(pictures, str | os.PathLike | np.ndarray)
         return list(self.stream(open_pictures([pictures] if one else pictures)))  # pyright: ignore
 
-    def stream(self, source: Source) -> Iterator[Prediction]:
+    def stream(self, source: Source, say: Callable[[str], None] = print) -> Generator[Prediction, None, None]:
         """Answers to the pictures of a source as they come, in their order; memory stays bounded."""
-        for numbers, answers, faults in self.answers(source):
-            for number, answer in zip(numbers, answers, strict=True):
-                yield self.prediction(source.names[number], answer, faults.get(number, ""))
+        with closing(self.answers(source, say)) as found:
+            for numbers, answers, faults in found:
+                for number, answer in zip(numbers, answers, strict=True):
+                    yield self.prediction(source.names[number], answer, faults.get(number, ""))
 
-    def answers(self, source: Source) -> Iterator[tuple[list[int], np.ndarray, dict[int, str]]]:
-        """Window by window: numbers of pictures, answers (n, outputs), NaN where there is a fault, and the faults."""
+    def answers(self, source: Source, say: Callable[[str], None] = print) -> Generator[Answered, None, None]:
+        """As they come, in order: numbers of pictures, answers (n, K), NaN where there is a fault, and the faults."""
+        if not self.settled and self._pays(len(source)):
+            self.settle(say)
+        pictures = outputs_in_order(
+            len(source),
+            reader(source, self.spec),
+            self.outputs,
+            outputs=self.task.outputs,
+            batch=self.batch,
+            threads=self.threads,
+        )
+        with closing(pictures):
+            for numbers, outputs, faults in pictures:
+                good = [number not in faults for number in numbers]
+                answers = np.full(outputs.shape, math.nan)
+                answers[good] = self.calibration.answers(self.task, outputs[good])
+                yield numbers, answers, faults
 
-        def read(number: int) -> tuple[int, np.ndarray] | str:
-            try:
-                return self.spec.read(source.read(number), source.names[number])
-            except InputError as fault:
-                return str(fault)
+    def _pays(self, pictures: int) -> bool:
+        """Whether so many pictures are worth a search for the fastest engine, or what it takes to load it."""
+        from vitreous.infer.choose import remembers
 
-        window: list[tuple[int, tuple[int, np.ndarray] | str]] = []
-        for number, picture in enumerate(in_order(read, range(len(source)), self.threads)):
-            window.append((number, picture))
-            if len(window) == WINDOW * self.batch or number == len(source) - 1:
-                yield self._answer_window(window)
-                window = []
+        if self.options.asked or pictures < ENOUGH:
+            return self.options.asked
+        size = max(self.spec.sizes, key=math.prod)
+        return 2 * count_macs(self.model.config, *size) * pictures >= WORK or remembers(self)
 
-    def outputs(self, pixels: Tensor) -> np.ndarray:
-        """Pixels (B, H, W, C) as `InputSpec.read` makes them -> the model's raw outputs (B, outputs), the mean over the
+    def outputs(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels (B, H, W, C) as `InputSpec.read` makes them -> the model's raw outputs (B, K), the mean over the
         views.
         """
-        with torch.inference_mode():
-            found = [self.model(self.normalised(view)).float() for view in views_of(pixels, self.views)]
-            return torch.stack(found).mean(0).cpu().numpy()
+        return np.mean([self.engine.run(view) for view in views_of(pixels, self.options.views)], 0)
 
-    def normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, H, W, C) as `InputSpec.read` makes them -> what the model takes, (B, C, H, W) on its device."""
-        return self.spec.normalise(pixels.permute(0, 3, 1, 2).to(self.device))
-
-    def _answer_window(
-        self, window: list[tuple[int, tuple[int, np.ndarray] | str]]
-    ) -> tuple[list[int], np.ndarray, dict[int, str]]:
-        answers = np.full((len(window), self.task.outputs), math.nan)
-        by_size: dict[int, list[tuple[int, np.ndarray]]] = {}
-        for row, (_, picture) in enumerate(window):
-            if not isinstance(picture, str):
-                by_size.setdefault(picture[0], []).append((row, picture[1]))
-        for some in by_size.values():
-            for start in range(0, len(some), self.batch):
-                rows, pixels = zip(*some[start : start + self.batch], strict=True)
-                outputs = self.outputs(torch.from_numpy(np.stack(pixels)))
-                answers[list(rows)] = self.calibration.answers(self.task, outputs)
-        faults = {number: picture for number, picture in window if isinstance(picture, str)}
-        return [number for number, _ in window], answers, faults
+    def normalised(self, pixels: np.ndarray | Tensor) -> Tensor:
+        """Pixels (B, H, W, C) as `InputSpec.read` makes them -> what `model` takes, (B, C, H, W) on its device."""
+        return self.spec.normalise(torch.as_tensor(pixels).permute(0, 3, 1, 2).to(self.device))
 
     def prediction(self, name: str, answer: np.ndarray, error: str = "") -> Prediction:
         """What the calibrated answer (outputs,) to a picture says."""
@@ -149,54 +232,70 @@ class Predictor:
             intervals = {key: (values[key] - width, values[key] + width) for key, width in known.items()}
             units = dict(zip(names, self.task.units, strict=True))
             return Prediction(name, kind, values=values, intervals=intervals, units=units)
-        order = np.argsort(-answer, kind="stable")
-        probabilities = {names[k]: float(answer[k]) for k in order}
+        order = np.argsort(-answer, kind="stable").tolist()
+        probabilities = dict(zip([names[k] for k in order], answer[order].tolist(), strict=True))
         if kind == "multilabel":
             return Prediction(name, kind, probabilities)
         members = metrics.plausible(answer[None], self.calibration.threshold)[0]
         return Prediction(name, kind, probabilities, tuple(names[k] for k in order if members[k]))
 
 
-def views_of(pixels: Tensor, kind: str) -> Iterator[Tensor]:
+def views_of(pixels: np.ndarray, kind: str) -> Iterator[np.ndarray]:
     """Pixels (B, H, W, C), with "flip" mirrored too, with "shift" both also moved by a sixteenth each way, the edge
     repeated.
     """
     H, W = pixels.shape[1:3]
     for share in (0, 1 / 16, -1 / 16) if kind == "shift" else (0,):
-        rows, columns = ((torch.arange(n) + round(share * n)).clamp(0, n - 1) for n in (H, W))
+        rows, columns = (np.clip(np.arange(n) + round(share * n), 0, n - 1) for n in (H, W))
         moved = pixels[:, rows][:, :, columns] if share else pixels
         yield moved
         if kind != "one":
-            yield moved.flip(2)
+            yield np.ascontiguousarray(moved[:, :, ::-1])
 
 
-def load(run: str | os.PathLike, device: str = "auto", views: str = "one") -> Predictor:
-    """A predictor from a run directory. With `views` it answers with the mean over a picture and its mirror image
-    ("flip"), and over both moved a little ("shift"): two and six times the work.
+def load(place: str | os.PathLike, options: AnswerConfig | None = None, **fields: Any) -> Predictor:
+    """A predictor from a run directory, or from a file that `export` made. `fields` are those of `AnswerConfig`.
 
-    Raises `InputError` where it is none, unfinished, or of another version, and for views of a model that was not
-    trained on mirrored pictures.
+    Raises `InputError` where it is none, unfinished, or of another version; for views of a model that was not trained
+    on mirrored pictures; and for an engine or precision that cannot be had.
     """
-    folder = RunDir.open(run)
+    chosen = dataclasses.replace(options or AnswerConfig(), **fields)
+    if chosen.views not in VIEWS:
+        raise InputError(f"views is {chosen.views!r}: expected {', '.join(VIEWS)}")
+    if is_export(place):
+        return _load_export(Path(place), chosen)
+    candidates(choose_device(chosen.device), chosen.engine, chosen.precision)
+    folder = RunDir.open(place)
     config = folder.config()
-    if views not in VIEWS:
-        raise InputError(f"views is {views!r}: expected {', '.join(VIEWS)}")
-    trained_here = (folder.path / "plan.json").exists()
-    if views != "one" and trained_here and not folder.read_json("plan.json")["augmentation"]["flip"]:
-        raise InputError(f"views is {views}: {folder.path} was not trained on mirrored pictures; expected one")
     try:
-        model_config = ModelConfig.from_json(config["model"])
         spec, task = InputSpec.from_json(config["input"]), Task.from_json(config["task"])
+        columns = {name: config["train"][name] for name in ("target", "path_column")}
     except (KeyError, TypeError) as fault:
         raise InputError(f"{folder.path / 'config.json'} is damaged ({fault!r})") from None
-    weights = folder.read_weights()
     calibration = Calibration.from_json(folder.read_json("validation.json")["calibration"])
-    model = VisionTransformer(model_config)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as fault:
-        raise InputError(f"{folder.path}: the weights are not those of its config.json ({fault})") from None
-    return Predictor(model, spec, task, calibration, folder, choose_device(device), views=views)
+    predictor = Predictor(spec, task, calibration, chosen, run=folder, columns=columns)
+    if chosen.views != "one" and not predictor.mirrored:
+        raise _no_mirror(chosen, folder.path)
+    _ = predictor.model  # so that a fault in it shows now
+    return predictor
+
+
+def _no_mirror(options: AnswerConfig, place: Path) -> InputError:
+    return InputError(f"views is {options.views}: {place} was not trained on mirrored pictures; expected one")
+
+
+def _load_export(path: Path, options: AnswerConfig) -> Predictor:
+    card, engine = open_export(path, choose_threads(None))
+    if options.views != "one" and not card.mirrored:
+        raise _no_mirror(options, path)
+    known = {"device": "cpu", "engine": engine.name, "precision": engine.precision, "views": options.views}
+    asked = dataclasses.replace(AnswerConfig(), **{name: getattr(options, name) for name in known})
+    if options != asked or any(getattr(options, name) not in ("auto", value) for name, value in known.items()):
+        raise InputError(
+            f"{path} is computed by {engine.name} in {engine.precision}, on the CPU: other engines, precisions "
+            "and devices, merging and data are for run directories"
+        )
+    return Predictor(card.spec, card.task, card.calibration, options, engine=engine, columns=card.columns)
 
 
 def evaluate(
@@ -217,16 +316,16 @@ def evaluate(
     "test" or "all") asks for others; `target` and `path_column` are for a table whose columns have other names than the
     run's. Raises `InputError` for targets that are not the task's, or bad pictures.
     """
-    options = predictor.run.config()["train"]
+    columns = predictor.columns
     source = open_source(
-        data, target=target or tuple(options["target"]), path_column=path_column or options["path_column"]
+        data, target=target or tuple(columns["target"]), path_column=path_column or columns["path_column"]
     )
     if target:
         source = source.renamed(predictor.task.columns)
-    source = source.only(_scored(predictor.run, source, predictor.threads, split, say))
+    source = source.only(_scored(predictor, source, split, say))
     predictor.task.encode(source.columns, source.names)  # a fault in the targets shows before the work
     chunks, faults = [], {}
-    for numbers, answers, more in predictor.answers(source):
+    for numbers, answers, more in predictor.answers(source, say):
         chunks.append(answers)
         faults |= more
         progress(numbers[-1] + 1, len(source))
@@ -257,14 +356,22 @@ class Evaluation:
     names: tuple[str, ...]
 
 
-def _scored(run: RunDir, source: Source, threads: int, split: str, say: Callable[[str], None]) -> list[int]:
+def _scored(predictor: Predictor, source: Source, split: str, say: Callable[[str], None]) -> list[int]:
     """The numbers of the pictures to score, and a word about those that are not."""
     if split not in ("auto", "train", "validation", "test", "all"):
         raise InputError(f"--split {split}: expected auto, train, validation, test or all")
     if split == "all":
         return list(range(len(source)))
-    known = _known(run)
-    sides = [known.get(text, "new") for text in in_order(lambda i: _digest(source, i), range(len(source)), threads)]
+    if predictor.exported:
+        if split != "auto":
+            raise InputError(f"--split {split}: an exported file does not know what it was trained on; leave it out")
+        say("note: an exported file does not know what it was trained on; all pictures are scored")
+        return list(range(len(source)))
+    known, digests = (
+        _known(predictor.run),
+        in_order(lambda i: _digest(source, i), range(len(source)), predictor.threads),
+    )
+    sides = [known.get(text, "new") for text in digests]
     counts = Counter(sides)
     if split != "auto":
         chosen = {split}

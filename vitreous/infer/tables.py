@@ -1,11 +1,20 @@
-"""Predictions as rows of a table: .csv, .parquet or .jsonl."""
+"""Predictions as rows of a table: .csv, .jsonl or .parquet. What stands under a table's name is always whole.
+
+The rows of .csv and .jsonl grow in a file beside it, TABLE.part, which takes the name once all are there. Where the
+work was interrupted it stays, and can be gone on with. Text stays as it is: a picture's name is read back equal, also
+one that is no UTF-8.
+"""
 
 import csv
+import io
 import json
-from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
@@ -13,71 +22,261 @@ from vitreous.infer.predictor import Prediction
 from vitreous.rundir import write_whole
 
 CHUNK = 4096  # rows that Parquet groups
+PAUSE = 1.0  # seconds that a row may wait for its way to the disk
 Row = dict[str, Any]
+Columns = Mapping[str, type]  # in order, and what they hold: str, float or bool; any of them may be None
+
+
+def columns(task: Task, top: int) -> dict[str, type]:
+    """The columns of every row of a task, with the `top` most probable classes."""
+    if task.kind == "classification":
+        own: dict[str, type] = {}
+        for place in range(min(top, task.outputs)):
+            own |= {f"label{_suffix(place)}": str, f"probability{_suffix(place)}": float}
+        own |= {"unsure": bool, "plausible": str}
+    elif task.kind == "multilabel":
+        own = {"labels": str, **{f"p({name})": float for name in task.names}}
+    else:
+        own = {title: float for name in task.names for title in (name, f"{name} low", f"{name} high")}
+    return {"picture": str, **own, "error": str}
 
 
 def as_row(task: Task, prediction: Prediction, top: int) -> Row:
-    """A prediction as a row, with the `top` most probable classes; every row of a task has the same columns."""
-    row: Row = {"picture": prediction.picture}
-    good = not prediction.error
-    if task.kind == "classification":
-        ranked = list(prediction.probabilities.items())
-        for place in range(min(top, task.outputs)):
-            suffix = f"_{place + 1}" if place else ""
-            name, probability = ranked[place] if good else (None, None)
-            row |= {f"label{suffix}": name, f"probability{suffix}": probability}
-        row |= {"unsure": prediction.unsure if good else None, "plausible": "|".join(prediction.plausible) or None}
+    """A prediction as a row of the `columns` of its task; where it has an error, there is nothing else."""
+    row: Row = dict.fromkeys(columns(task, top))
+    if prediction.error:
+        pass
+    elif task.kind == "classification":
+        for place, (name, probability) in enumerate(islice(prediction.probabilities.items(), top)):
+            row |= {f"label{_suffix(place)}": name, f"probability{_suffix(place)}": probability}
+        row |= {"unsure": prediction.unsure, "plausible": "|".join(prediction.plausible) or None}
     elif task.kind == "multilabel":
-        row["labels"] = "|".join(prediction.labels) if good else None
-        row |= {f"p({name})": prediction.probabilities.get(name) for name in task.names}
+        row["labels"] = "|".join(prediction.labels)
+        row |= {f"p({name})": probability for name, probability in prediction.probabilities.items()}
     else:
         for name in task.names:
             low, high = prediction.intervals.get(name, (None, None))
-            row |= {name: prediction.values.get(name), f"{name} low": low, f"{name} high": high}
-    return {**row, "error": prediction.error or None}
+            row |= {name: prediction.values[name], f"{name} low": low, f"{name} high": high}
+    return row | {"picture": prediction.picture, "error": prediction.error or None}
 
 
-def check_name(path: Path) -> None:
-    """Raises `InputError` for a file name whose ending is none that can be written."""
-    if path.suffix.lower() not in WRITERS:
-        raise InputError(f"--out {path}: expected a name that ends in {', '.join(WRITERS)}")
+def check_name(path: Path, append: bool = False) -> None:
+    """Raises `InputError` for a name whose ending is none that can be written, or with `append` none to go on with."""
+    ending = path.suffix.lower()
+    if ending not in (*FORMATS, PARQUET):
+        raise InputError(f"--out {path}: expected a name that ends in {', '.join((*FORMATS, PARQUET))}")
+    if append and ending not in FORMATS:
+        raise InputError(
+            f"--skip-done goes on with a table that grows row by row: expected an --out that ends in "
+            f"{' or '.join(FORMATS)}, not {path}"
+        )
 
 
-def write_rows(rows: Iterable[Row], path: Path) -> None:
-    """Writes rows as they come to .csv, .parquet or .jsonl, by the name; the file is there whole or not at all."""
-    check_name(path)
-    write_whole(path, lambda temporary: WRITERS[path.suffix.lower()](iter(rows), temporary))
+def part_of(path: Path) -> Path:
+    """The file that the rows of a .csv or .jsonl grow in, until all are there."""
+    return path.with_name(f"{path.name}.part")
 
 
-def _write_csv(rows: Iterator[Row], path: Path):
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        first = next(rows)
-        writer = csv.DictWriter(file, list(first), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(chain([first], rows))
+def write_rows(rows: Iterable[Row], path: Path, columns: Columns, *, append: bool = False) -> None:
+    """Writes rows as they come to .csv, .jsonl or .parquet, by the name.
+
+    What stood there stays until all are written. Whatever stops it leaves the rows so far in `part_of` the path, but
+    nothing of a Parquet file. `append` puts them behind those that `keep_done` left.
+    """
+    check_name(path, append)
+    if path.suffix.lower() == PARQUET:
+        write_whole(path, lambda temporary: _write_parquet(iter(rows), temporary, columns))
+        return
+    form, part = FORMATS[path.suffix.lower()](columns), part_of(path)
+    waiting = [] if append else [form.head]
+
+    def push() -> None:
+        content = memoryview(b"".join(waiting))
+        waiting.clear()
+        with _explained(path):
+            while content:
+                content = content[file.write(content) :]
+
+    with _explained(path):
+        file = open(part, "ab" if append else "wb", buffering=0)  # noqa: SIM115
+    with file:
+        pushed = time.monotonic()
+        try:
+            for row in rows:
+                waiting.append(form.line(row))
+                if time.monotonic() - pushed >= PAUSE:
+                    push()
+                    pushed = time.monotonic()
+        finally:
+            push()
+        with _explained(path):
+            os.fsync(file.fileno())
+    with _explained(path):
+        os.replace(part, path)
 
 
-def _write_jsonl(rows: Iterator[Row], path: Path):
-    with open(path, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def keep_done(path: Path, task: Task, top: int) -> set[str]:
+    """The names of pictures that have their answers in `part_of` the path, or else in the path itself.
+
+    The part then holds their rows alone, as they were, and `write_rows` with `append` goes on there: rows with an error
+    are to be tried again, and one that was cut short is none. Raises `InputError` where the rows are others than this
+    task and `top` give, for a damaged table and for Parquet.
+    """
+    check_name(path, append=True)
+    form, part = FORMATS[path.suffix.lower()](columns(task, top)), part_of(path)
+    old = part if part.exists() else path
+    classes = set(task.names) if task.kind == "classification" else None
+    names: set[str] = set()
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as kept:
+            kept.write(form.head)
+            if not old.exists():
+                return
+            with open(old, "rb") as file:
+                for row, line in form.read(file, old):
+                    if row["error"]:
+                        continue
+                    if classes is not None and row["label"] not in classes:
+                        raise InputError(
+                            f"--skip-done: {old} has the class {row['label']!r}, which this run does not know. "
+                            "Expected the table of the same run, or another --out"
+                        )
+                    kept.write(line)
+                    names.add(row["picture"])
+
+    write_whole(part, write)
+    return names
 
 
-def _write_parquet(rows: Iterator[Row], path: Path):
+def plain(text: str) -> str:
+    """Text that can be printed anywhere: of a name that is no UTF-8, the bytes that are not as \\udc80 to \\udcff.
+
+    JSON has the same escapes, so that a name in it is read back equal.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+class CSV:
+    """A line of titles, then one a row. Empty is None."""
+
+    def __init__(self, columns: Columns):
+        self.columns = list(columns)
+        self._text = io.StringIO()
+        self._writer = csv.writer(self._text, lineterminator="\n")
+        self._careful = csv.writer(self._text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        self.head = self._encoded(self.columns)
+
+    def line(self, row: Row) -> bytes:
+        """A row as it is written."""
+        return self._encoded(list(row.values()))
+
+    def read(self, file: BinaryIO, path: Path) -> Iterator[tuple[Row, bytes]]:
+        """The rows that are whole, with their bytes. Raises `InputError` for other columns, and a damaged table."""
+        lines: list[bytes] = []  # of the row that is being read: a name may hold line ends
+
+        def texts() -> Iterator[str]:
+            for line in file:
+                lines.append(line)
+                yield line.decode("utf-8", "surrogateescape")
+
+        csv.field_size_limit(1 << 30)  # the classes that are plausible may be thousands
+        titles: list[str] = []
+        try:
+            for cells in csv.reader(texts(), strict=True):
+                content = b"".join(lines)
+                lines.clear()
+                if not content.endswith(b"\n"):
+                    return  # cut short
+                if not titles:
+                    titles = cells
+                    _check_columns(titles, self.columns, path)
+                elif len(cells) == len(titles):
+                    yield dict(zip(titles, cells, strict=True)), content
+                else:
+                    raise _damaged(path, content)
+        except csv.Error:
+            if file.read(1):
+                raise _damaged(path, b"".join(lines)) from None
+            # cut short between quotes
+
+    def _encoded(self, cells: list[Any]) -> bytes:
+        # A carriage return ends a row for those who read it, but does not make the writer quote.
+        odd = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        self._text.seek(0)
+        self._text.truncate()
+        (self._careful if odd else self._writer).writerow(cells)
+        return self._text.getvalue().encode("utf-8", "surrogateescape")
+
+
+class JSONLines:
+    """A JSON object a line."""
+
+    head = b""
+
+    def __init__(self, columns: Columns):
+        self.columns = list(columns)
+
+    def line(self, row: Row) -> bytes:
+        """A row as it is written."""
+        return plain(json.dumps(row, ensure_ascii=False)).encode() + b"\n"
+
+    def read(self, file: BinaryIO, path: Path) -> Iterator[tuple[Row, bytes]]:
+        """The rows that are whole, with their bytes. Raises `InputError` for other columns, and a damaged table."""
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # cut short
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise _damaged(path, line) from None
+            _check_columns(list(row) if isinstance(row, dict) else [], self.columns, path)
+            yield row, line
+
+
+FORMATS: dict[str, Callable[[Columns], CSV | JSONLines]] = {".csv": CSV, ".jsonl": JSONLines}
+PARQUET = ".parquet"
+
+
+def _write_parquet(rows: Iterator[Row], path: Path, columns: Columns) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    first = next(rows)
-    words = ("picture", "label", "plausible", "error")
-    kinds = {
-        name: pa.bool_() if name == "unsure" else pa.string() if name.startswith(words) else pa.float64()
-        for name in first
-    }
-    schema = pa.schema(list(kinds.items()))
-    rows = chain([first], rows)
+    kinds = {str: pa.string(), float: pa.float64(), bool: pa.bool_()}
+    schema = pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
+    texts = [name for name, kind in columns.items() if kind is str]
     with parquet.ParquetWriter(path, schema) as writer:
         while chunk := list(islice(rows, CHUNK)):
+            for row in chunk:
+                row |= {name: plain(row[name]) for name in texts if row[name] is not None}
             writer.write_table(pa.Table.from_pylist(chunk, schema))
 
 
-WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}
+def _suffix(place: int) -> str:
+    return f"_{place + 1}" if place else ""
+
+
+def _check_columns(found: list[str], expected: list[str], path: Path) -> None:
+    if found != expected:
+        raise InputError(
+            f"--skip-done: {path} has the columns {', '.join(found) or 'of no table'}; now they would be "
+            f"{', '.join(expected)}. Expected the RUN and --top that it was made with, or another --out"
+        )
+
+
+def _damaged(path: Path, line: bytes) -> InputError:
+    return InputError(
+        f"--skip-done: {path} is damaged, or was not written by vitreous predict, at the line {line[:200]!r}; "
+        "expected another --out"
+    )
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """An `OSError` inside names the table, and says where its rows are."""
+    try:
+        yield
+    except OSError as fault:
+        part = part_of(path)
+        kept = f"; the rows so far are in {part}, and --skip-done goes on with them" if part.exists() else ""
+        raise OSError(f"{path} cannot be written: {fault.strerror or fault}{kept}") from fault

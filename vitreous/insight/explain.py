@@ -187,7 +187,7 @@ def explain(
         say(str(InputError.listing(f"left out, {len(faults):,} pictures that cannot be used:", faults)))
     found = []
     for name, pixels in usable:
-        found.append(_explain_one(predictor, name, pixels, wanted, methods))
+        found.append(explain_pixels(predictor, name, pixels, wanted, methods))
         progress(len(found), len(usable))
     return Explanation(predictor, found)
 
@@ -220,9 +220,10 @@ def find_target(task: Task, asked: str | tuple[str, str]) -> int | tuple[int, in
     return names.index(first), names.index(second)
 
 
-def _explain_one(
+def explain_pixels(
     predictor: Predictor, name: str, pixels: np.ndarray, wanted: int | tuple[int, int] | None, methods: Sequence[str]
 ) -> PictureExplanation:
+    """What is found of a picture, (H, W, C) as `InputSpec.read` makes it; `wanted` None: its most probable class."""
     model, task = predictor.model, predictor.task
     normalised = predictor.normalised(torch.from_numpy(pixels[None].copy()))
     found = trace(model, normalised, what=("attention",))

@@ -18,6 +18,7 @@ from vitreous import metrics
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.insight.ledger import lens
+from vitreous.insight.pixels import grid_of
 from vitreous.insight.trace import cells_of, trace, watch
 from vitreous.model.patch import PatchEmbedding
 from vitreous.model.position import LEARNED, RelativeBias, fixed_table, resample
@@ -244,7 +245,7 @@ def token_norms(model: VisionTransformer, pixels: Tensor) -> TokenNorms:
 
 def token_features(model: VisionTransformer, pixels: Tensor) -> np.ndarray:
     """Pixels (B, C, H, W) -> the picture's tokens as the head pools them, (B, gh, gw, D)."""
-    grid, config = model.config.grid(*pixels.shape[-2:]), model.config
+    grid, config = grid_of(model, pixels), model.config
     with torch.no_grad():
         parts = [model.encode(some)[:, config.prefix :] for some in pixels.split(AT_ONCE)]
         tokens = torch.cat([part if config.norm_after_pool else model.norm(part) for part in parts])

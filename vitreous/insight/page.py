@@ -28,8 +28,9 @@ CONTROLS = re.compile("[\x01-\x08\x0b\x0e-\x1f\x7f-\x9f]")  # what HTML does not
 LEVELS = {"u8": 255, "u4": 15}
 
 
-def render(title: str, body: str, style: str = "", script: str = "", data: Any = None) -> str:
+def render(title: str, body: str, style: str = "", script: str = "", data: Any = None, allowed: str = "") -> str:
     """The page. `body` is HTML; `title` is text; `data` is what JSON can hold, and is `page.data` in the script.
+    `allowed` goes on with the policy that lets a page ask for nothing, after its "img-src data:".
 
     `style` and `script` come after those of every page. Infinite numbers and NaN in `data` become null. The element
     that holds the data has the id "page-data", so that "data" is free for what the body shows.
@@ -40,6 +41,7 @@ def render(title: str, body: str, style: str = "", script: str = "", data: Any =
     values = {
         "style_hash": _hash(style),
         "script_hash": _hash(script),
+        "allowed": allowed,
         "title": escape(title),
         "style": style,
         "body": body,

@@ -15,11 +15,17 @@ Size = tuple[int, int]
 def grid_of(model: Any, pixels: Any) -> Size:
     """The token grid (gh, gw) of normalised pixels (B, C, H, W).
 
-    Whoever looks inside comes by here first: raises `InputError` for what is no model or no such pixels.
+    Whoever looks inside comes by here first: raises `InputError` for what is no model, for one that merges tokens,
+    and for no such pixels.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
         raise InputError(f"model is a {type(model).__name__}: expected a VisionTransformer, such as predictor.model")
+    if config.merge:
+        raise InputError(
+            f"this model merges tokens (merge is {config.merge}), and a merged one stands for no single patch: "
+            "look inside the same weights with merge 0"
+        )
     if not isinstance(pixels, Tensor):
         raise InputError(
             f"pixels are a {type(pixels).__name__}: expected a tensor of normalised pixels (batch, {config.channels}, "

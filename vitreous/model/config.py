@@ -20,7 +20,17 @@ CHOICES = {
     "ablation": ("", "se", "ghost", "dense"),
 }
 # What the blocks of `ablations.py` do not have.
-PLAIN_BLOCKS = ("attention_scale", "qk_norm", "value_skip", "mlp", "norm", "layer_scale", "drop_path", "conditional")
+PLAIN_BLOCKS = (
+    "attention_scale",
+    "qk_norm",
+    "value_skip",
+    "mlp",
+    "norm",
+    "layer_scale",
+    "drop_path",
+    "merge",
+    "conditional",
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class ModelConfig:
     layer_scale: float = 0.0  # start of a learned factor a column on each branch; 0: none
     ablation: str = ""  # other blocks in the encoder, of `ablations.py`: se, ghost or dense
     drop_path: float = 0.0  # stochastic depth: the share of pictures that skip the last block's branches, in training
+    merge: int = 0  # of the picture's tokens, so many merge into similar ones in each block (2210.09461)
 
     registers: int = 0  # learned tokens that carry no answer (2309.16588)
     distillation: bool = False  # a distillation token beside the class token, with a head of its own (2012.12877)
@@ -99,6 +110,11 @@ class ModelConfig:
             return (self.stem_stride * 2 ** (len(self.stem) - 1),) * 2
         total = math.prod(split_stride(kernel) for kernel in self.kernels)
         return total, total
+
+    @property
+    def placed_in_blocks(self) -> bool:
+        """Whether something is added to the tokens of every block to tell them their places."""
+        return self.conditional or (self.position != "none" and self.position_at != "input")
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """The token grid (gh, gw) of a picture. Raises `InputError` where there is none, with the sizes that work."""
@@ -180,6 +196,13 @@ class ModelConfig:
             expect(self.width % parts == 0, f"width {self.width} does not divide by {parts}, as {self.position} needs")
         if sound("width", "heads") and self.position == "rope2d":
             expect(self.width // self.heads % 4 == 0, "the head width does not divide by 4, as rope2d needs")
+        expect(isinstance(self.merge, int) and self.merge >= 0, f"merge is {self.merge!r}: expected 0 or more", "merge")
+        if sound("merge") and self.merge:
+            expect(
+                self.position not in ("relative", "rope2d"),
+                f"merge is {self.merge}: {self.position} positions work inside attention, where merged tokens "
+                "have no place; expected merge 0, or another position",
+            )
         if self.position == "relative":
             expect(
                 self.position_at != "input",

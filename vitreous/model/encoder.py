@@ -8,13 +8,17 @@ from torch import Tensor, nn
 
 from vitreous.model.config import ModelConfig
 from vitreous.model.kernels import Linear, attend
+from vitreous.model.merging import Merging
 
 
 class Relation(NamedTuple):
-    """What attention is told of the places of tokens, where the position embedding works inside it."""
+    """What a block is told of its tokens: of their places, where the position embedding works inside attention, and of
+    their merging, where they merge.
+    """
 
     bias: Tensor | None = None  # (heads, N, N), added to Q·Kᵀ·scale
     rotation: Tensor | None = None  # (2, N, head width / 2): cosines and sines of the angles that q and k turn by
+    merging: Merging | None = None
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -53,7 +57,11 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor, relation: Relation = Relation()) -> Tensor:  # noqa: B008
         """(B, N, inputs) -> (B, N, width)."""
         q, k, v = self.split(tokens, relation)
-        joined = attend(q, k, v, self.scale, relation.bias).transpose(1, 2).flatten(2)  # (B, N, D)
+        bias = relation.bias
+        if relation.merging is not None:
+            relation.merging.match(k)
+            bias = relation.merging.bias()
+        joined = attend(q, k, v, self.scale, bias).transpose(1, 2).flatten(2)  # (B, N, D)
         out = self.projection(joined)
         return v.transpose(1, 2).flatten(2) + out if self.value_skip else out
 
@@ -134,8 +142,10 @@ class EncoderBlock(nn.Module):
         self.mlp_branch = make_branch(config, rate)
 
     def forward(self, tokens: Tensor, relation: Relation = Relation()) -> Tensor:  # noqa: B008
-        """(B, N, D) -> (B, N, D)."""
+        """(B, N, D) -> (B, N, D), or fewer where tokens merge."""
         tokens = tokens + self.attention_branch(self.attention(self.attention_norm(tokens), relation))
+        if relation.merging is not None:
+            tokens = relation.merging.merge(tokens)
         return tokens + self.mlp_branch(self.mlp(self.mlp_norm(tokens)))
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from vitreous.model.config import ModelConfig
 from vitreous.model.encoder import MLP
 from vitreous.model.kernels import attend
+from vitreous.model.merging import log_sizes
 
 
 class AttentionPool(nn.Module):
@@ -24,10 +25,12 @@ class AttentionPool(nn.Module):
         self.mlp_norm = nn.LayerNorm(D, eps=config.norm_eps)
         self.mlp = MLP(D, round(D * config.mlp_ratio))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, D)."""
+    def forward(self, tokens: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """(B, N, D), and the patches that each stands for, (B, N, 1), where they have merged -> (B, D)."""
         q, k, v = self.split(tokens)
-        pooled = self.projection(attend(q, k, v, self.scale).transpose(1, 2).flatten(2)).squeeze(1)  # (B, D)
+        bias = None if sizes is None else log_sizes(sizes)
+        joined = attend(q, k, v, self.scale, bias).transpose(1, 2).flatten(2)  # (B, 1, D)
+        pooled = self.projection(joined).squeeze(1)
         return pooled + self.mlp(self.mlp_norm(pooled))
 
     def split(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,14 +48,21 @@ class Pool(nn.Module):
         self.config = config
         self.attention = AttentionPool(config) if config.pool == "attention" else None
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, prefix + N, D) -> (B, D); with a distillation token (B, 2, D), the class token's first."""
+    def forward(self, tokens: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """(B, prefix + N, D) -> (B, D); with a distillation token (B, 2, D), the class token's first.
+
+        `sizes` (B, prefix + N, 1) are the patches that each token stands for, where they have merged.
+        """
         if self.config.distillation:
             return tokens[:, :2]
         if self.config.class_token:
             return tokens[:, 0]
         tokens = tokens[:, self.config.prefix :]  # (B, N, D)
-        return tokens.mean(1) if self.attention is None else self.attention(tokens)
+        if sizes is not None:
+            sizes = sizes[:, self.config.prefix :]
+        if self.attention is not None:
+            return self.attention(tokens, sizes)
+        return tokens.mean(1) if sizes is None else ((tokens * sizes).sum(1) / sizes.sum(1)).to(tokens.dtype)
 
 
 class Head(nn.Module):

@@ -3,6 +3,7 @@
 import functools
 import math
 import platform
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,13 @@ def computing_type(tokens: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tokens.dtype
 
 
+def full_precision(tokens: Tensor) -> AbstractContextManager:
+    """Computes with these tokens in their own type, whether or not autocast is on."""
+    device = tokens.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
+
+
 def onednn_type(tokens: Tensor) -> torch.dtype | None:
     """fp32 or bf16 where oneDNN computes a product with these tokens in it: on x86, not traced by a compiler."""
     if not ONEDNN or tokens.device.type != "cpu" or torch.compiler.is_compiling():
@@ -108,19 +116,25 @@ def _sampling(rows: int, columns: int) -> int:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None) -> Tensor:
-    """softmax(Q·Kᵀ·scale + bias)·V for each head (Attention Is All You Need, eq. 1); all (B, heads, N, head width)."""
+    """softmax(Q·Kᵀ·scale + bias)·V for each head (Attention Is All You Need, eq. 1); all (B, heads, N, head width).
+
+    The bias is (heads, N, N), or (B, 1, 1, N) for one that is the same for all queries.
+    """
     kernel = attention_kernel(q, bias)
     if kernel == "blocks":
         return BlockAttention.apply(q, k, v, scale)  # pyright: ignore[reportReturnType]
-    bias = None if bias is None else bias.to(q.dtype)
+    added = None if bias is None else bias.to(q.dtype)
     if kernel == "fused":
-        return F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
+        return F.scaled_dot_product_attention(q, k, v, added, scale=scale)
     q, k, v = q.contiguous() * scale, k.contiguous(), v.contiguous()
-    if bias is None and not torch.is_grad_enabled():
-        weights, total = exponentials(q @ k.mT, largest_score(q, k))
-        return weights @ v / total
     scores = q @ k.mT
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
+    if torch.is_grad_enabled() or (bias is not None and bias.shape[-2] > 1):
+        return (scores if added is None else scores + added).softmax(-1) @ v
+    weights, total = exponentials(scores, largest_score(q, k))
+    if bias is None:
+        return weights @ v / total
+    shares = (bias - bias.amax(-1, keepdim=True)).exp().mT.to(q.dtype)  # of keys, alike for all queries: (B, 1, N, 1)
+    return weights @ (v * shares) / (weights @ shares)
 
 
 def attention_kernel(q: Tensor, bias: Tensor | None = None) -> str:

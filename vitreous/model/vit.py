@@ -12,6 +12,7 @@ from vitreous.model import ablations
 from vitreous.model.config import ModelConfig
 from vitreous.model.encoder import EncoderBlock, make_norm
 from vitreous.model.head import DistilledHead, Head, Pool
+from vitreous.model.merging import Merging
 from vitreous.model.patch import PatchEmbedding
 from vitreous.model.position import PositionEmbedding
 from vitreous.model.presets import PRESETS, preset
@@ -44,14 +45,23 @@ class VisionTransformer(nn.Module):
 
         Raises `InputError` for a number of channels or a size that the model was not made for.
         """
-        return self.read(self.encode(pixels))
+        return self.read(*self._encode(pixels))
 
-    def read(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, prefix + N, D) as they leave a block -> what the head reads."""
-        return self.norm(self.pool(tokens)) if self.config.norm_after_pool else self.pool(self.norm(tokens))
+    def read(self, tokens: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """Tokens (B, prefix + N, D) as they leave a block -> what the head reads.
+
+        `sizes` (B, prefix + N, 1) are the patches that each stands for, where tokens have merged.
+        """
+        if self.config.norm_after_pool:
+            return self.norm(self.pool(tokens, sizes))
+        return self.pool(self.norm(tokens), sizes)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Normalised pixels (B, C, H, W) -> tokens (B, prefix + N, D) as they leave the last block."""
+        """Normalised pixels (B, C, H, W) -> tokens (B, prefix + N, D) after the last block, fewer where they merge."""
+        return self._encode(pixels)[0]
+
+    def _encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What `encode` gives, and the sizes of the tokens, for `read`."""
         if pixels.ndim != 4 or pixels.shape[1] != self.config.channels:
             raise InputError(
                 f"pixels of shape {tuple(pixels.shape)}: expected (batch, {self.config.channels}, height, width)"
@@ -61,10 +71,14 @@ class VisionTransformer(nn.Module):
         if self.prefix is not None:
             first = self.prefix.expand(tokens.shape[0], -1, -1).to(tokens)
             tokens = torch.cat((first, tokens), 1)  # (B, prefix + N, D)
+        merging = Merging(self.config) if self.config.merge else None
         for layer, block in enumerate(self.blocks):
-            tokens = self.position(tokens, grid, layer)
-            tokens = block(tokens, self.position.relation(grid, layer, tokens))
-        return tokens
+            if merging is None:
+                tokens = self.position(tokens, grid, layer)
+            else:
+                tokens = merging.gather(self.position(merging.spread(tokens), grid, layer))
+            tokens = block(tokens, self.position.relation(grid, layer, tokens)._replace(merging=merging))
+        return tokens, merging.sizes if merging else None
 
 
 def create(name: str, *, seed: int = 0, **overrides) -> VisionTransformer:
@@ -117,6 +131,8 @@ def count_macs(config: ModelConfig, height: int, width: int) -> int:
             model(pixels)
         return counter.get_total_flops() // 2
 
+    if config.merge:
+        return count(config.depth)
     one = count(1)
     return one + (config.depth - 1) * (count(2) - one)  # the blocks are alike
 

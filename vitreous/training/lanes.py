@@ -22,7 +22,7 @@ class Lanes:
 
     def __init__(self, threads: int, device: torch.device):
         self.device = device
-        self.count = max(n for n in range(1, MOST + 1) if threads % n == 0) if device.type == "cpu" else 1
+        self.count = lanes_of(threads) if device.type == "cpu" else 1
         self._pool = None
         if self.count > 1:
             self._pool = ThreadPoolExecutor(self.count, "lane", _set_threads, (threads // self.count,))
@@ -36,6 +36,11 @@ class Lanes:
             return [function(*row) for row in zip(*columns, strict=False)]
         waiting = [self._pool.submit(function, *row) for row in zip(*columns, strict=False)]
         return [future.result() for future in waiting]
+
+
+def lanes_of(threads: int) -> int:
+    """How many lanes so many threads make, each with as many."""
+    return max(n for n in range(1, MOST + 1) if threads % n == 0)
 
 
 def _set_threads(count: int):

@@ -109,7 +109,7 @@ def gather(
     rows, notes = read_metrics(run), []
     plan = _parsed(run, "plan.json", Plan.from_json, run.read_json("plan.json"))
     config = _parsed(run, "config.json", TrainConfig.from_json, run.config().get("train"))
-    predictor = load(run.path, device)
+    predictor = load(run.path, device=device, engine="torch", precision="fp32")
 
     def hear(text: str) -> None:
         notes.append(text)

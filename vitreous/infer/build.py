@@ -1,0 +1,120 @@
+"""Makes engines of a run: PyTorch's at once, OpenVINO's and ONNX Runtime's from files that are kept in its folder."""
+
+import copy
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vitreous.data.preprocess import Size, resize
+from vitreous.data.store import cache_root
+from vitreous.errors import InputError
+from vitreous.infer.engines import Engine, TorchEngine
+from vitreous.infer.files import SUFFIXES, Card, open_export, to_onnx, to_openvino, write_onnx, write_openvino
+from vitreous.infer.graph import export_graphs
+from vitreous.infer.quantize import PICTURES, quantized
+from vitreous.infer.sample import own_pictures
+
+if TYPE_CHECKING:
+    from vitreous.infer.judge import Judge
+    from vitreous.infer.predictor import Predictor
+
+CONVERTERS = {"onnx": to_onnx, "openvino": to_openvino}
+COPIES = {"onnx": copy.deepcopy, "openvino": lambda graph: graph.clone()}
+WRITERS = {"onnx": write_onnx, "openvino": write_openvino}
+FORMATS = {"openvino": ".zip", "onnxruntime": ".onnx"}
+FOLDER = "engines"  # in the run directory
+
+
+def build(predictor: "Predictor", name: str, precision: str, judge: "Callable[[], Judge]") -> Engine:
+    """An engine of a run; a judge is asked for where int8 is made anew.
+
+    Raises `InputError` where it cannot be had: int8 takes pictures of the run to calibrate with.
+    """
+    if name not in FORMATS:
+        return TorchEngine(predictor.model, predictor.spec, predictor.device, precision, name == "compiled")
+    merged = f"-merge-{predictor.options.merge}" if predictor.options.merge else ""
+    path = folder_of(predictor) / f"{name}-{precision}{merged}{FORMATS[name]}"
+    if path.exists():
+        with suppress(InputError):  # damaged, or of another version
+            card, engine = open_export(path, predictor.threads)
+            if card.origin == origin_of(predictor):
+                return engine
+    write_export(predictor, path, precision, judge, thorough=False)
+    return open_export(path, predictor.threads)[1]
+
+
+def folder_of(predictor: "Predictor") -> Path:
+    """Where a run's engines are kept: in its folder, or where that may not be written to among the user's caches."""
+    own = predictor.run.path / FOLDER
+    with suppress(OSError):
+        own.mkdir(exist_ok=True)
+        if os.access(own, os.W_OK):
+            return own
+    spare = cache_root() / FOLDER / origin_of(predictor)["weights"]
+    spare.mkdir(parents=True, exist_ok=True)
+    return spare
+
+
+def origin_of(predictor: "Predictor") -> dict[str, Any]:
+    """What an exported file was made of."""
+    config = predictor.run.config()
+    return {
+        "run": predictor.run.path.name,
+        "data": Path(config["data"]).name if config.get("data") else config.get("imported"),
+        "weights": hashlib.blake2b((predictor.run.path / "model.safetensors").read_bytes(), digest_size=16).hexdigest(),
+        "merge": predictor.options.merge,
+        "trained_with": config.get("vitreous"),
+        "vitreous": version("vitreous"),
+        "torch": version("torch"),
+    }
+
+
+def write_export(
+    predictor: "Predictor", path: Path, precision: str, judge: "Callable[[], Judge]", thorough: bool = True
+) -> None:
+    """Writes the run's model to a file, .onnx or .zip; in int8 smoothed or not, whichever a judge finds better. Where
+    it is not to be `thorough`, what is not smoothed will do if it holds the bar.
+
+    Raises `InputError` where int8 is asked for without pictures of the run.
+    """
+    kind = SUFFIXES[path.suffix.lower()]
+    write, card = WRITERS[kind], _card(predictor, precision)
+    if precision != "int8":
+        return write(path, _graphs(predictor, kind), card)
+    own = judge()
+    pictures = own_pictures(predictor, "train", PICTURES, predictor.options.data).pixels
+    for size in _graphs(predictor, kind).keys() - pictures.keys():  # a rare one
+        pictures[size] = np.stack([resize(picture, size) for picture in next(iter(pictures.values()))])
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        found = []
+        for smooth in (False, True):
+            tried = Path(folder) / f"{'smooth' if smooth else 'plain'}{path.suffix}"
+            graphs = _graphs(predictor, kind)
+            write(tried, {size: quantized(graph, pictures[size], smooth) for size, graph in graphs.items()}, card)
+            agreement = own.agreement(open_export(tried, predictor.threads)[1])
+            lost = 1 - (agreement.same or 0) if agreement.loss is None else agreement.loss
+            found.append((lost, agreement.shift, tried))
+            if not thorough and agreement.holds(predictor.options.bar):
+                break
+        os.replace(min(found)[-1], path)
+    return None
+
+
+def _graphs(predictor: "Predictor", kind: str) -> dict[Size, Any]:
+    """The model's graphs in a format, a size each; copies, since what is done with them changes them."""
+    if kind not in predictor.converted:
+        programs = export_graphs(predictor.model, predictor.spec, predictor.task, predictor.calibration)
+        predictor.converted[kind] = {size: CONVERTERS[kind](program) for size, program in programs.items()}
+    return {size: COPIES[kind](graph) for size, graph in predictor.converted[kind].items()}
+
+
+def _card(predictor: "Predictor", precision: str) -> Card:
+    parts = predictor.spec, predictor.task, predictor.calibration
+    return Card(*parts, precision, predictor.mirrored, predictor.columns, origin_of(predictor))

@@ -1,0 +1,149 @@
+"""Which engine answers for a run: measured once on its own validation pictures, and remembered in its folder."""
+
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitreous.errors import InputError
+from vitreous.infer.agreement import Agreement
+from vitreous.infer.build import build, folder_of, origin_of
+from vitreous.infer.engines import Engine, candidates, describe
+from vitreous.infer.judge import Judge, validation_judge
+from vitreous.model.vit import VisionTransformer
+from vitreous.rundir import write_atomically
+
+if TYPE_CHECKING:
+    from vitreous.infer.predictor import Predictor
+
+MEMORY = "choices.json"
+ROUNDS = 2  # in which all engines take turns; the best of each counts, since what else the machine does only slows
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An engine, how fast it is, and how far it agrees, where that was looked at."""
+
+    engine: Engine
+    rate: float  # pictures a second
+    agreement: Agreement | None = None
+
+    def line(self) -> str:
+        """In words."""
+        agreement = f"; {self.agreement.line()}" if self.agreement else ""
+        return f"{describe(self.engine)}: {self.rate:,.0f} pictures/s{agreement}"
+
+
+def remembers(predictor: "Predictor") -> bool:
+    """Whether the engine of these options was chosen before."""
+    return _key(predictor) in _read(folder_of(predictor) / MEMORY)
+
+
+def choose_engine(predictor: "Predictor", say: Callable[[str], None]) -> Engine:
+    """The engine that the options of a predictor ask for, and a word about it.
+
+    Where a choice is left, the fastest that agrees within the bar. Raises `InputError` for what cannot be had.
+    """
+    options = predictor.options
+    tried = candidates(predictor.device, options.engine, options.precision)
+    late = partial(validation_judge, predictor, options.data)
+    if len(tried) == 1 and tried[0][1] == "fp32" and not options.merge:
+        return build(predictor, *tried[0], late)
+    key, path = _key(predictor), folder_of(predictor) / MEMORY
+    memory = _read(path)
+    if key in memory:
+        with suppress(InputError):  # the engine's file is gone, and what it was made of too
+            name, precision = memory[key]["chosen"]
+            engine = build(predictor, name, precision, late)
+            say(f"engine: {memory[key]['said']}; as measured before")
+            return engine
+    try:
+        judge = late()
+    except InputError as fault:
+        say(f"note: no pictures of the run to measure by ({fault})")
+        return _unmeasured(predictor, tried, late, say)
+    say(f"looking for the fastest engine, once for this run, by {len(judge.sample):,} validation pictures")
+    best = _fastest(predictor, tried, judge, say)
+    said = best.line()
+    if options.merge:
+        before = VisionTransformer(dataclasses.replace(predictor.model.config, merge=0))
+        before.load_state_dict(predictor.model.state_dict())
+        said += f"; merging {options.merge} tokens a block, beside none: {judge.cost_of(before.eval()).line()}"
+    say(f"engine: {said}")
+    chosen = {"chosen": [best.engine.name, best.engine.precision], "said": said}
+    with suppress(OSError):
+        write_atomically(path, (json.dumps(_read(path) | {key: chosen}, indent=2, ensure_ascii=False) + "\n").encode())
+    return best.engine
+
+
+def _fastest(predictor: "Predictor", tried: list[tuple[str, str]], judge: Judge, say: Callable[[str], None]) -> Trial:
+    """The fastest engine that agrees; one that was asked for by name and precision also where it does not."""
+    engines = []
+    for name, precision in tried:
+        try:
+            engines.append(build(predictor, name, precision, lambda: judge))
+        except InputError as fault:
+            if len(tried) == 1:
+                raise
+            say(f"  {name}, {precision}: {fault}")
+    rounds = [[judge.rate(engine) for engine in engines] for _ in range(ROUNDS)]
+    trials = [Trial(engine, max(rates)) for engine, *rates in zip(engines, *rounds, strict=True)]
+    for trial in sorted(trials, key=lambda trial: -trial.rate):
+        trial = dataclasses.replace(trial, agreement=judge.agreement(trial.engine))
+        assert trial.agreement is not None
+        if trial.agreement.holds(predictor.options.bar):
+            return trial
+        if len(tried) == 1:
+            say("note: beyond what a faster engine may cost; it was asked for")
+            return trial
+        say(f"  not taken: {trial.line()}")
+    raise InputError(f"none of {', '.join(f'{name} in {kind}' for name, kind in tried)} agrees: try --engine torch")
+
+
+def _unmeasured(
+    predictor: "Predictor", tried: list[tuple[str, str]], judge: Callable[[], Judge], say: Callable[[str], None]
+) -> Engine:
+    """What can be had without pictures: of several the first in fp32."""
+    exact = [one for one in tried if one[1] == "fp32"] or tried
+    engine = build(predictor, *exact[0], judge)
+    say(f"engine: {describe(engine)}; not measured")
+    return engine
+
+
+def _key(predictor: "Predictor") -> str:
+    """Of all that a choice depends on: the weights, what was asked for, the machine and the versions."""
+    options = predictor.options
+    asked = [options.engine, options.precision, options.merge, dataclasses.asdict(options.bar)]
+    machine = [str(predictor.device), predictor.threads, _processor()]
+    versions = [_version(name) for name in ("openvino", "onnxruntime", "nncf")]
+    text = json.dumps([origin_of(predictor), asked, machine, versions])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _processor() -> str:
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        values = json.loads(path.read_text("utf-8"))
+        if isinstance(values, dict):
+            return values
+    return {}

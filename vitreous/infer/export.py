@@ -1,0 +1,155 @@
+"""export: a run to one file that answers by itself, and the proof that it does, from a fresh process."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitreous.errors import InputError
+from vitreous.infer.agreement import Agreement
+from vitreous.infer.build import write_export
+from vitreous.infer.engines import PRECISIONS, TorchEngine
+from vitreous.infer.files import SUFFIXES, is_export, open_export
+from vitreous.infer.judge import BATCH, TIMED, Judge, noise_judge, rate, validation_judge
+from vitreous.infer.predictor import Predictor, load
+from vitreous.infer.sample import Sample
+from vitreous.training.recipe import choose_threads
+
+ENDINGS = {kind: suffix for suffix, kind in SUFFIXES.items()}
+EXACT = 1e-4  # how far the answers in the file may be from those that its outputs give
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was made, and what a fresh process found of it."""
+
+    path: Path
+    precision: str
+    size: int  # bytes
+    agreement: Agreement  # with the checkpoint
+    rate: float  # pictures a second
+    checkpoint_rate: float  # of the checkpoint in PyTorch, fp32
+
+    def lines(self) -> list[str]:
+        """In words."""
+        return [
+            f"agreement with the checkpoint: {self.agreement.line()}",
+            f"speed: {self.rate:,.0f} pictures/s, {self.rate / self.checkpoint_rate:.1f} times PyTorch in fp32",
+            f"{self.path}: {self.size / 1e6:,.1f} MB, {self.precision}",
+        ]
+
+
+def export(
+    run: str | os.PathLike | Predictor,
+    out: str | os.PathLike | None = None,
+    *,
+    format: str | None = None,
+    precision: str = "fp32",
+    say: Callable[[str], None] = print,
+    **options: Any,
+) -> Export:
+    """Writes a run as one file, .onnx or OpenVINO's .zip, that takes pixels as they are stored and gives answers.
+
+    Another process then answers the run's validation pictures with it. `options` are `merge`, `bar` and `data` of
+    `AnswerConfig`. Raises `InputError`, and leaves no file, where the answers are beyond the bar, or where format,
+    precision or name do not fit each other.
+    """
+    if not isinstance(run, Predictor) and is_export(run):
+        raise InputError(f"{run} is an exported file: expected the run directory that it was made of")
+    if isinstance(run, Predictor):
+        own = run.options
+        options = {"merge": own.merge, "bar": own.bar, "data": own.data} | options
+        run = run.run.path
+    predictor = load(run, device="cpu", engine="torch", precision="fp32", **options)
+    path = _place(predictor, out, format, precision)
+    try:
+        judge, known = validation_judge(predictor, predictor.options.data), True
+    except InputError as fault:
+        if precision == "int8":
+            raise InputError(f"int8 is calibrated on pictures of the run, and held against others: {fault}") from None
+        say(f"note: no pictures of the run to hold it against ({fault}): pictures of noise are taken")
+        judge, known = noise_judge(predictor), False
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
+    try:
+        write_export(predictor, temporary, precision, lambda: judge)
+        answers, speed = _replayed(temporary, judge)
+        agreement = judge.compared(answers)
+        _refuse_worse(agreement, predictor, precision, known)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    checkpoint = judge.rate(TorchEngine(predictor.model, predictor.spec, predictor.device))
+    return Export(path, precision, path.stat().st_size, agreement, speed, checkpoint)
+
+
+def _place(predictor: Predictor, out: str | os.PathLike | None, format: str | None, precision: str) -> Path:
+    """Where the file goes. Raises `InputError` for a name, format or precision that cannot be."""
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision}: expected {', '.join(PRECISIONS)}")
+    if format is not None and format not in ENDINGS:
+        raise InputError(f"--format {format}: expected {', '.join(ENDINGS)}")
+    if out is None:
+        return predictor.run.path / f"model-{precision}{ENDINGS[format or 'onnx']}"
+    path = Path(out)
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind is None or kind != (format or kind):
+        expected = ENDINGS[format] if format else " or ".join(SUFFIXES)
+        raise InputError(f"--out {path}: expected a name that ends in {expected}")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: there is no folder {path.parent}")
+    return path
+
+
+def _replayed(path: Path, judge: Judge) -> tuple[np.ndarray, float]:
+    """Answers of the file to the judge's pictures, and pictures a second, by a process that has nothing else."""
+    with tempfile.TemporaryDirectory() as folder:
+        asked, found = Path(folder) / "asked.npz", Path(folder) / "found.npz"
+        np.savez(asked, *judge.sample.pixels.values())
+        words = [sys.executable, "-m", "vitreous.infer.export", path, asked, found]
+        done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+        if done.returncode:
+            raise InputError(f"{path.suffix} was made, but another process cannot use it: {done.stderr.strip()[-500:]}")
+        with np.load(found) as file:
+            return file["answers"], float(file["rate"])
+
+
+def replay(path: str, asked: str, found: str) -> None:
+    """Answers the pictures in one .npz into another: what the fresh process does."""
+    card, engine = open_export(path, choose_threads(None))
+    with np.load(asked) as file:
+        pixels = [file[name] for name in file.files]
+    sample = Sample({some.shape[1:3]: some for some in pixels}, None, "pictures")
+    outputs, answers = (
+        np.concatenate(some) for some in zip(*(engine.both(part) for part in sample.batches(BATCH)), strict=True)
+    )
+    own = card.calibration.answers(card.task, outputs)
+    scale = np.array(card.task.std) if card.task.kind == "regression" else 1.0
+    off = float(np.abs((own - answers) / scale).max())
+    if not off <= EXACT:
+        raise InputError(f"the answers in the file are off by {off:.1e} from those that its outputs give")
+    np.savez(found, answers=answers, rate=rate(engine, max(pixels, key=len)[:TIMED]))
+
+
+def _refuse_worse(agreement: Agreement, predictor: Predictor, precision: str, known: bool):
+    if not np.isfinite(agreement.largest):
+        raise InputError(f"in {precision} it gives no numbers: nothing was written")
+    if known and not agreement.holds(predictor.options.bar):
+        bar = predictor.options.bar
+        raise InputError(
+            f"in {precision} it does not agree with the checkpoint, so nothing was written: {agreement.line()}.\n"
+            f"Allowed are {bar.max_loss:g} points of accuracy and a mean change of {bar.max_shift:g} (--max-loss, "
+            f"--max-shift; regression: {bar.max_rmse:g} % of the RMSE, --max-rmse); or take another --precision."
+        )
+
+
+if __name__ == "__main__":
+    try:
+        replay(*sys.argv[1:])
+    except InputError as fault:
+        sys.exit(str(fault))

@@ -1,0 +1,150 @@
+"""The routes: pictures in, answers out."""
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from vitreous.infer.predictor import Predictor
+from vitreous.insight.attribution import METHODS
+from vitreous.serve.batching import Batcher
+from vitreous.serve.explaining import METHOD, Explainer
+from vitreous.serve.guard import Guard
+from vitreous.serve.metrics import Metrics
+from vitreous.serve.page import page_html
+from vitreous.serve.replies import Answers, Fault, Map, Refused, as_json, as_reply
+from vitreous.serve.settings import Settings
+from vitreous.serve.uploads import Room, read_uploads
+
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+FILES = {"type": "array", "items": {"type": "string", "format": "binary"}}
+BODY = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {"schema": {"type": "object", "properties": {"pictures": FILES}}},
+        "image/*": BINARY,
+        "application/octet-stream": BINARY,
+    },
+}
+SILENT = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
+WHY = {
+    400: "a form that is cut, or holds no file",
+    401: "no key, or another one",
+    403: "asked by another name, or by another site's page",
+    408: "the request came too slowly",
+    413: "the request, or a picture, is too large",
+    415: "the body is of another kind",
+    422: "the picture cannot be used, or an option does not fit",
+    429: "too many wait; Retry-After says when to try again",
+    503: "not begun with before its deadline",
+}
+Top = Annotated[int, Query(ge=1, description="How many of the most probable classes to tell.")]
+Target = Annotated[str | None, Query(description='What to explain, or "cat - dog"; the most probable by default.')]
+Method = Annotated[str, Query(description=f"One of {', '.join(METHODS)}.")]
+
+
+def create_app(
+    predictor: Predictor,
+    batcher: Batcher,
+    explainer: Explainer,
+    metrics: Metrics,
+    settings: Settings,
+    ready: Callable[[], bool],
+) -> ASGIApp:
+    """The app, behind its guard. `ready` tells whether new requests are welcome."""
+    key = " Send the key as `Authorization: Bearer KEY` or `X-API-Key: KEY`." if settings.key else ""
+    app = FastAPI(
+        title="Vitreous",
+        version=version("vitreous"),
+        description=f"Asks a Vision Transformer about pictures.{key}",
+        docs_url=None,  # its page would load parts from elsewhere
+        redoc_url=None,
+        responses={status: {"model": Fault, "description": words} for status, words in WHY.items()},
+        telemetry=SILENT,  # pyright: ignore[reportArgumentType]
+    )
+    room, html = Room(settings.held_bytes), page_html(predictor, settings)
+
+    @app.exception_handler(Refused)
+    async def refused(_: Request, fault: Refused) -> Response:
+        return as_json({"error": fault.message}, fault.status, fault.headers)
+
+    @app.exception_handler(HTTPException)
+    async def not_there(_: Request, fault: HTTPException) -> Response:
+        return as_json({"error": str(fault.detail)}, fault.status_code, dict(fault.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def not_valid(_: Request, fault: RequestValidationError) -> Response:
+        faults = [f"{one['loc'][-1]}: {one['msg']}" for one in fault.errors()]
+        return as_json({"error": "; ".join(faults)}, 422)
+
+    @app.post("/predict", response_model=Answers, openapi_extra={"requestBody": BODY})
+    async def predict(request: Request, top: Top = 5) -> Response:
+        """Answers one picture, or several, in the order in which they are sent.
+
+        A picture that cannot be used has its `error`; where none can be used the status is 422.
+        """
+        batcher.check(1)
+        with room.reader() as reader:
+            uploads = await read_uploads(request, settings, reader)
+            jobs = await batcher.ask(uploads, gone(request))
+        names = [upload.name for upload in uploads]
+        answers = [
+            as_reply(predictor.prediction(name, job.answer, job.fault), top)  # pyright: ignore[reportArgumentType]
+            for name, job in zip(names, jobs, strict=True)
+        ]
+        faults = [job.fault for job in jobs if job.fault]
+        found: dict[str, Any] = {"answers": answers}
+        return as_json(found) if len(faults) < len(jobs) else as_json({"error": faults[0]} | found, 422)
+
+    @app.post(
+        "/explain",
+        response_model=Map,
+        responses={200: {"content": {"text/html": {}}}, 501: {"model": Fault, "description": "an exported file"}},
+        openapi_extra={"requestBody": BODY},
+    )
+    async def explain(request: Request, target: Target = None, method: Method = "") -> Response:
+        """Shows which parts of one picture the answer rests on, and how far to believe that.
+
+        With `Accept: text/html` it is a page with the whole account, by several methods unless one is asked for.
+        """
+        if method and method not in METHODS:
+            raise Refused(422, f"method: there is no {method!r}: expected one of {', '.join(METHODS)}")
+        with room.reader() as reader:
+            uploads = await read_uploads(request, settings, reader)
+            if len(uploads) != 1:
+                raise Refused(422, f"{len(uploads)} pictures: expected one")
+            if request.headers.get("accept", "").startswith("text/html"):
+                return HTMLResponse(await explainer.page(uploads[0], target, method, gone(request)))
+            return as_json(await explainer.map(uploads[0], target, method or METHOD, gone(request)))
+
+    @app.get("/health/live", response_model=dict[str, str])
+    async def live() -> Response:
+        """Whether the server works at all."""
+        return as_json({"status": "live"}) if batcher.alive else as_json({"status": "dead"}, 503)
+
+    @app.get("/health/ready", response_model=dict[str, str])
+    async def is_ready() -> Response:
+        """Whether it takes requests."""
+        return as_json({"status": "ready"}) if ready() else as_json({"status": "ending"}, 503)
+
+    @app.get("/metrics", response_class=Response)
+    async def counts() -> Response:
+        """Counters for Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse(html)
+
+    return Guard(app, settings, metrics)
+
+
+def gone(request: Request) -> Callable[[], bool]:
+    """What tells whether the client of a request is gone, where the server's protocol knows."""
+    return getattr(request.state, "gone", lambda: False)

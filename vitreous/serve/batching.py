@@ -1,0 +1,251 @@
+"""Pictures of many requests into the engine's batches, and each answer back to where it belongs.
+
+Pictures are decoded by a few threads. Another one runs the engine: whenever it is free it takes what waits, up to a
+batch of one size of pictures, and never waits for more. All that is counted is counted on the event loop.
+"""
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from vitreous.errors import InputError
+from vitreous.infer.predictor import Predictor
+from vitreous.serve.metrics import Metrics
+from vitreous.serve.replies import Refused
+from vitreous.serve.settings import Settings
+from vitreous.serve.uploads import Upload
+
+WINDOW = 10.0  # seconds over which the rate is measured that tells when to try again
+FULL_ENOUGH = 0.7  # share of a batch that is compiled for, from which on the rest of it may go empty
+NICE = 5  # by how much decoding stands back behind the engine, whose threads wait for each other
+
+logger = logging.getLogger("vitreous.serve")
+
+
+@dataclass(eq=False)
+class Asked:
+    """A request whose pictures are on their way."""
+
+    future: asyncio.Future[None]  # done when all of them are
+    due: float  # on the monotonic clock: when they must be begun with
+    gone: Callable[[], bool]  # whether nobody waits for the answer any more
+    left: int  # pictures
+
+
+@dataclass(eq=False)
+class Job:
+    """A picture on its way: bytes, then pixels, then an answer or why there is none."""
+
+    asked: Asked
+    upload: Upload | None  # until it is decoded
+    size: int = 0  # which of the spec's
+    pixels: np.ndarray | None = None
+    answer: np.ndarray | None = None  # (outputs,), calibrated
+    outcome: str = ""  # "answered", "unusable", "late", "gone" or "failed"
+    fault: str = ""  # why it is unusable
+
+    def dropped(self, now: float) -> bool:
+        """Whether it need not be worked on, as nobody waits for it or it is past its deadline."""
+        if self.asked.gone() or self.asked.future.cancelled():
+            self.outcome = "gone"
+        elif now > self.asked.due:
+            self.outcome = "late"
+        return bool(self.outcome)
+
+
+class Batcher:
+    """Answers pictures. `start` and `ask` are called on the event loop."""
+
+    def __init__(self, predictor: Predictor, settings: Settings, metrics: Metrics):
+        self.predictor, self.settings, self.metrics = predictor, settings, metrics
+        self.waiting = 0  # pictures that are accepted and not done
+        self._batches = predictor.engine.batches
+        self._loop: asyncio.AbstractEventLoop
+        self._done: deque[tuple[float, int]] = deque()  # when, and how many
+        self._decoding = ThreadPoolExecutor(predictor.threads, "decode", initializer=stand_back, initargs=(NICE,))
+        self._ready: dict[int, list[Job]] = {number: [] for number in range(len(predictor.spec.sizes))}
+        self._changed = threading.Condition()  # guards _ready and _stopping
+        self._stopping = False
+        self._warm: Future[None] = Future()
+        self._engine = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self._engine.is_alive()
+
+    async def start(self) -> None:
+        """Starts the engine and lets it work once on each size of pictures, so that no request waits for that."""
+        self._loop = asyncio.get_running_loop()
+        self._engine.start()
+        await asyncio.wrap_future(self._warm)
+
+    def stop(self) -> None:
+        """Ends the threads. What is still on its way gets no answer."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._decoding.shutdown(wait=False, cancel_futures=True)
+
+    def check(self, count: int) -> None:
+        """Raises `Refused` where so many pictures more would be too many."""
+        if self.waiting + count > self.settings.queue:
+            raise Refused(429, f"{self.waiting} pictures wait already: try again later", self.retry_after())
+
+    def retry_after(self) -> float:
+        """Seconds until what waits is done, by what was done of late; at most a minute."""
+        now = self._loop.time()
+        self._forget(now)
+        done = sum(count for _, count in self._done)
+        return min(60.0, self.waiting * max(1.0, now - self._done[0][0]) / done) if done else 1.0
+
+    async def ask(self, uploads: Sequence[Upload], gone: Callable[[], bool]) -> list[Job]:
+        """The jobs of a request's pictures, done. Raises `Refused` where there are too many, or it took too long."""
+        self.check(len(uploads))
+        asked = Asked(self._loop.create_future(), time.monotonic() + self.settings.deadline, gone, len(uploads))
+        jobs = [Job(asked, upload) for upload in uploads]
+        self._count(len(jobs))
+        for job in jobs:
+            self._decoding.submit(self._decode, job)
+        await asked.future
+        outcomes = {job.outcome for job in jobs}
+        if "failed" in outcomes:
+            raise Refused(500, "the model failed on these pictures; the server's log says why")
+        if "late" in outcomes:
+            raise Refused(503, f"not begun within {self.settings.deadline:g} seconds", self.retry_after())
+        if "gone" in outcomes:
+            raise Refused(499, "the client is gone")
+        return jobs
+
+    # On the event loop
+
+    def _count(self, change: int) -> None:
+        self.waiting += change
+        self.metrics.waiting.set(self.waiting)
+
+    def _deliver(self, jobs: Sequence[Job], seconds: float | None) -> None:
+        now = self._loop.time()
+        self._count(-len(jobs))
+        for job in jobs:
+            self.metrics.pictures.labels(job.outcome).inc()
+            job.asked.left -= 1
+            if not job.asked.left and not job.asked.future.done():
+                job.asked.future.set_result(None)
+        if seconds is not None:
+            self.metrics.batches.observe(len(jobs))
+            self.metrics.engine.observe(seconds)
+            self._forget(now)
+            self._done.append((now, len(jobs)))
+
+    def _forget(self, now: float) -> None:
+        while self._done and self._done[0][0] < now - WINDOW:
+            self._done.popleft()
+
+    # On a thread that decodes
+
+    def _decode(self, job: Job) -> None:
+        upload, job.upload = job.upload, None
+        assert upload is not None
+        if job.dropped(time.monotonic()):
+            return self._finish([job])
+        try:
+            job.size, job.pixels = self.predictor.spec.read(upload.content, upload.name)
+        except InputError as fault:
+            job.outcome, job.fault = "unusable", str(fault)
+            return self._finish([job])
+        except Exception as fault:  # out of memory, or a fault of a decoder: of this picture alone
+            logger.info("a picture could not be decoded", exc_info=fault)
+            job.outcome, job.fault = "unusable", f"{upload.name}: it cannot be decoded ({type(fault).__name__})"
+            return self._finish([job])
+        with self._changed:
+            self._ready[job.size].append(job)
+            self._changed.notify()
+        return None
+
+    def _finish(self, jobs: Sequence[Job], seconds: float | None = None) -> None:
+        if jobs and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._deliver, jobs, seconds)
+
+    # On the engine's thread
+
+    def _run(self) -> None:
+        try:
+            self._warm_up()
+        except BaseException as fault:  # told to whoever waits for the start
+            self._warm.set_exception(fault)
+            return
+        self._warm.set_result(None)
+        while (taken := self._take()) is not None:
+            batch, dropped = taken
+            self._finish(dropped)
+            if batch:
+                start = time.perf_counter()
+                self._answer(batch)
+                self._finish(batch, time.perf_counter() - start)
+
+    def _warm_up(self) -> None:
+        spec = self.predictor.spec
+        most = self.predictor.batch
+        for height, width in spec.sizes:
+            for count in [size for size in self._batches if size <= most] or [1]:
+                self.predictor.outputs(np.zeros((count, height, width, spec.channels), spec.depth))
+
+    def _take(self) -> tuple[list[Job], list[Job]] | None:
+        """The next batch, of the size whose first picture waits the longest, and what was dropped; None at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or any(self._ready.values()))
+            if self._stopping:
+                return None
+            now, dropped = time.monotonic(), []
+            for number, jobs in self._ready.items():
+                kept: list[Job] = []
+                for job in jobs:
+                    (dropped if job.dropped(now) else kept).append(job)
+                self._ready[number] = kept
+            waiting = [jobs for jobs in self._ready.values() if jobs]
+            if not waiting:
+                return [], dropped
+            oldest = min(waiting, key=lambda jobs: jobs[0].asked.due)
+            count = batch_of(min(len(oldest), self.predictor.batch), self._batches)
+            batch = oldest[:count]
+            del oldest[:count]
+            return batch, dropped
+
+    def _answer(self, batch: Sequence[Job]) -> None:
+        try:
+            outputs = self.predictor.outputs(np.stack([job.pixels for job in batch]))  # pyright: ignore
+            answers = self.predictor.calibration.answers(self.predictor.task, outputs)
+            for job, answer in zip(batch, answers, strict=True):
+                job.answer, job.outcome = answer, "answered"
+        except Exception as fault:  # an engine that fails must not leave requests waiting
+            logger.error("the engine failed on %d pictures", len(batch), exc_info=fault)
+            for job in batch:
+                job.outcome = "failed"
+        for job in batch:
+            job.pixels = None
+
+
+def batch_of(waiting: int, batches: Sequence[int]) -> int:
+    """How many of the waiting pictures to take, for an engine that fills them up to the next of `batches`.
+
+    All of them, where the engine takes any number or little of the next batch would be empty; otherwise as many as
+    fill one.
+    """
+    following = min((size for size in batches if size >= waiting), default=None)
+    if following is None or waiting >= FULL_ENOUGH * following:
+        return waiting
+    return max((size for size in batches if size <= waiting), default=waiting)
+
+
+def stand_back(nice: int) -> None:
+    """Lets this thread, and those that it starts, run after others; where threads cannot have that, nothing."""
+    if hasattr(os, "setpriority") and os.uname().sysname == "Linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + nice)
