@@ -79,7 +79,8 @@ def test_the_model_keeps_its_modules_and_weights(kind):
         export_graphs(model, spec, Task("classification", tuple("abcde"), column="class"), Calibration())
         assert torch.equal(model(pixels), expected)
     after = model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(isinstance(module, ThreeProducts | ChannelsLast) for module in model.modules())
 
 

@@ -1,6 +1,8 @@
 """Modules of a model as exported graphs compute them fastest: what they give is the same."""
 
 import copy
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -8,18 +10,24 @@ from torch import Tensor, nn
 
 from vitreous.model.config import split_padding, split_stride
 from vitreous.model.encoder import Attention, Relation, rotate
-from vitreous.model.t2t import TokenPerformer, TokensToToken
+from vitreous.model.t2t import TokenPerformer, TokensToToken, TokenTransformer
 from vitreous.model.vit import VisionTransformer
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def operate(model: VisionTransformer) -> None:
     """Puts the modules of here in the places of a model's own; its weights are left as they are."""
-    if isinstance(model.tokenizer, TokensToToken):
-        model.tokenizer = ChannelsLast(model.tokenizer)
+    replace(model, TokensToToken, ChannelsLast)
+    replace(model, Attention, ThreeProducts)
+
+
+def replace(model: nn.Module, kind: type[Kind], other: Callable[[Kind], nn.Module]) -> None:
+    """Every module of a kind, by another made of it."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Attention):
-                setattr(module, name, ThreeProducts(child))
+            if isinstance(child, kind):
+                setattr(module, name, other(child))
 
 
 class ThreeProducts(Attention):
@@ -57,6 +65,7 @@ class ChannelsLast(nn.Module):
         self.kernels = module.config.kernels
         self.transformers, self.projection = module.transformers, module.projection
         for transformer, kernel in zip(self.transformers, self.kernels[:-1], strict=True):
+            assert isinstance(transformer, TokenTransformer | TokenPerformer)
             norm = transformer.attention_norm
             product = transformer.kqv if isinstance(transformer, TokenPerformer) else transformer.attention.qkv
             for weight in (norm.weight, norm.bias, product.weight):

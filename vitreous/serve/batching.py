@@ -237,12 +237,14 @@ def batch_of(waiting: int, batches: Sequence[int]) -> int:
     """How many of the waiting pictures to take, for an engine that fills them up to the next of `batches`.
 
     All of them, where the engine takes any number or little of the next batch would be empty; otherwise as many as
-    fill one.
+    fill one. Of more than the largest batch it takes half, in whole ones: while it works, clients that wait for their
+    answers ask nothing, and would leave it idle if all of them were answered at once.
     """
     following = min((size for size in batches if size >= waiting), default=None)
-    if following is None or waiting >= FULL_ENOUGH * following:
+    if not batches or (following is not None and waiting >= FULL_ENOUGH * following):
         return waiting
-    return max((size for size in batches if size <= waiting), default=waiting)
+    largest = max(size for size in batches if size <= waiting)
+    return max(largest, waiting // 2 // largest * largest) if following is None else largest
 
 
 def stand_back(nice: int) -> None:

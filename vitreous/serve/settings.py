@@ -79,7 +79,8 @@ def bind(settings: Settings) -> socket.socket:
             f"{VARIABLE}), or --insecure where that is meant"
         )
     family, *_, address = found[0]
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # Named as TCP's: asyncio sends what is written to such sockets at once, and to others only when it is acknowledged.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     if os.name == "posix":
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
