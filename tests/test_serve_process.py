@@ -120,7 +120,10 @@ class TestEnding:
         stopped.set()
         for thread in threads:
             thread.join()
-        assert (code, faults, lost) == (0, "", [])
+        assert (code, faults) == (0, "")
+        # One may cross the end of a connection that was kept, on its way: it was not taken.
+        assert len(lost) <= 1
+        assert all("disconnected without sending" in fault for fault in lost)
         assert set(answered) == {200}
         assert len(answered) > 20
 
