@@ -15,7 +15,7 @@ from making import make_shapes, tree
 import vitreous
 from vitreous.cli import main
 from vitreous.errors import InputError
-from vitreous.infer.build import origin_of, write_export
+from vitreous.infer.build import write_export
 from vitreous.infer.export import Export
 from vitreous.infer.files import Card, open_export, to_openvino, write_openvino
 from vitreous.infer.graph import export_graphs
@@ -101,7 +101,7 @@ class TestExport:
         card, _ = open_export(made[0].path, 1)
         predictor = vitreous.load(run)
         assert (card.spec, card.task, card.calibration) == (predictor.spec, predictor.task, predictor.calibration)
-        assert card.origin == origin_of(predictor)
+        assert card.origin == predictor.origin
         assert {"run", "data", "weights", "vitreous", "torch"} <= card.origin.keys()
         assert str(run.parent) not in card.to_json()  # no places of this machine
 

@@ -1,12 +1,10 @@
 """Makes engines of a run: PyTorch's at once, OpenVINO's and ONNX Runtime's from files that are kept in its folder."""
 
 import copy
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +42,9 @@ def build(predictor: "Predictor", name: str, precision: str, judge: "Callable[[]
     if path.exists():
         with suppress(InputError):  # damaged, or of another version
             card, engine = open_export(path, predictor.threads)
-            if card.origin == origin_of(predictor):
+            if card.origin == predictor.origin:
                 return engine
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_export(predictor, path, precision, judge, thorough=False)
     return open_export(path, predictor.threads)[1]
 
@@ -53,27 +52,9 @@ def build(predictor: "Predictor", name: str, precision: str, judge: "Callable[[]
 def folder_of(predictor: "Predictor") -> Path:
     """Where a run's engines are kept: in its folder, or where that may not be written to among the user's caches."""
     own = predictor.run.path / FOLDER
-    with suppress(OSError):
-        own.mkdir(exist_ok=True)
-        if os.access(own, os.W_OK):
-            return own
-    spare = cache_root() / FOLDER / origin_of(predictor)["weights"]
-    spare.mkdir(parents=True, exist_ok=True)
-    return spare
-
-
-def origin_of(predictor: "Predictor") -> dict[str, Any]:
-    """What an exported file was made of."""
-    config = predictor.run.config()
-    return {
-        "run": predictor.run.path.name,
-        "data": Path(config["data"]).name if config.get("data") else config.get("imported"),
-        "weights": hashlib.blake2b((predictor.run.path / "model.safetensors").read_bytes(), digest_size=16).hexdigest(),
-        "merge": predictor.options.merge,
-        "trained_with": config.get("vitreous"),
-        "vitreous": version("vitreous"),
-        "torch": version("torch"),
-    }
+    if os.access(own if own.exists() else own.parent, os.W_OK) and (own.is_dir() or not own.exists()):
+        return own
+    return cache_root() / FOLDER / predictor.origin["weights"]
 
 
 def write_export(
@@ -117,4 +98,4 @@ def _graphs(predictor: "Predictor", kind: str) -> dict[Size, Any]:
 
 def _card(predictor: "Predictor", precision: str) -> Card:
     parts = predictor.spec, predictor.task, predictor.calibration
-    return Card(*parts, precision, predictor.mirrored, predictor.columns, origin_of(predictor))
+    return Card(*parts, precision, predictor.mirrored, predictor.columns, predictor.origin)

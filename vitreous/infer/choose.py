@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitreous.errors import InputError
 from vitreous.infer.agreement import Agreement
-from vitreous.infer.build import build, folder_of, origin_of
+from vitreous.infer.build import build, folder_of
 from vitreous.infer.engines import Engine, candidates, describe
 from vitreous.infer.judge import Judge, validation_judge
 from vitreous.model.vit import VisionTransformer
@@ -79,6 +79,7 @@ def choose_engine(predictor: "Predictor", say: Callable[[str], None]) -> Engine:
     say(f"engine: {said}")
     chosen = {"chosen": [best.engine.name, best.engine.precision], "said": said}
     with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(_read(path) | {key: chosen}, indent=2, ensure_ascii=False) + "\n").encode())
     return best.engine
 
@@ -123,7 +124,7 @@ def _key(predictor: "Predictor") -> str:
     asked = [options.engine, options.precision, options.merge, dataclasses.asdict(options.bar)]
     machine = [str(predictor.device), predictor.threads, _processor()]
     versions = [_version(name) for name in ("openvino", "onnxruntime", "nncf")]
-    text = json.dumps([origin_of(predictor), asked, machine, versions])
+    text = json.dumps([predictor.origin, asked, machine, versions])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

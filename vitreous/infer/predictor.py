@@ -1,6 +1,7 @@
 """Predictor: a run directory and pictures to answers. evaluate: to metrics."""
 
 import dataclasses
+import hashlib
 import math
 import os
 from collections import Counter
@@ -8,6 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,9 +37,7 @@ from vitreous.training.recipe import choose_device, choose_threads
 Picture = str | os.PathLike | np.ndarray
 VIEWS = ("one", "flip", "shift")
 BATCH = 32
-WORK = (
-    2e13  # floating-point operations, a minute or so on two cores, from which on a search for the fastest engine pays
-)
+WORK = 2e13  # floating-point operations, a minute or so on two cores: a search for the fastest engine pays from there
 ENOUGH = 512  # pictures from which on it pays to load the one that was found before
 
 
@@ -136,6 +136,20 @@ class Predictor:
         """Whether mirrored views make sense: the model was trained on such pictures, or elsewhere."""
         trained_here = (self.run.path / "plan.json").exists()
         return not trained_here or self.run.read_json("plan.json")["augmentation"]["flip"]
+
+    @cached_property
+    def origin(self) -> dict[str, Any]:
+        """What an export is made of: the run, its weights, and versions."""
+        config, path = self.run.config(), self.run.path
+        return {
+            "run": path.name,
+            "data": Path(config["data"]).name if config.get("data") else config.get("imported"),
+            "weights": hashlib.blake2b((path / "model.safetensors").read_bytes(), digest_size=16).hexdigest(),
+            "merge": self.options.merge,
+            "trained_with": config.get("vitreous"),
+            "vitreous": version("vitreous"),
+            "torch": version("torch"),
+        }
 
     @cached_property
     def model(self) -> VisionTransformer:

@@ -73,7 +73,10 @@ async def answer(
     batcher, explainer = Batcher(predictor, settings, metrics), Explainer(predictor, settings)
     try:
         await batcher.start()
-        ready = lambda: batcher.alive and not server.should_exit  # noqa: E731
+
+        def ready() -> bool:
+            return batcher.alive and not server.should_exit
+
         config = uvicorn.Config(
             create_app(predictor, batcher, explainer, metrics, settings, ready),
             http=limited(settings),
