@@ -5,6 +5,8 @@ from pathlib import Path
 
 import making
 import pytest
+from browsing import FLAGS, find_browser
+from playwright.sync_api import Browser, sync_playwright
 
 import vitreous
 
@@ -45,3 +47,12 @@ def blobs_run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = making.vitreous("train", blobs, "--epochs", "16", "--threads", "1", "--out", out)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser for the tests of a file; not for all: while it is there, no other event loop may run."""
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
+        yield started
+        started.close()

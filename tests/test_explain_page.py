@@ -3,7 +3,6 @@
 import base64
 import json
 import re
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from browsing import needs_browser
+from playwright.sync_api import Browser, Page
 
 from vitreous.errors import InputError
 from vitreous.insight import page as shell
@@ -32,7 +32,6 @@ from vitreous.insight.explain_page import (
 FACTS = PageFacts(
     "vit_xs_8", (32, 48), 2_700_000, "86 % of 341 validation pictures are answered rightly", "High is good."
 )
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 LATIN = "".join(map(chr, range(0x20, 0x7F)))
 HOSTILE = [
     "<script>window.ran=1</script>",
@@ -88,25 +87,6 @@ HOSTILE = [
     "word " * 2_000,
     "../../etc/passwd",
 ]
-
-
-def find_browser() -> str | None:
-    """A Chromium or Chrome of this machine."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-    return next((path for name in names if (path := shutil.which(name))), None)
-
-
-needs_browser = pytest.mark.skipif(
-    find_browser() is None, reason="no Chromium on PATH: apt-get install chromium (or any Chrome) to run this"
-)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=find_browser(), args=[*FLAGS, "--disable-sync"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -18,10 +18,9 @@ import making
 import numpy as np
 import pytest
 import torch
+from browsing import needs_browser
 from matplotlib.figure import Figure
 from PIL import Image
-from playwright.sync_api import sync_playwright
-from test_explain_page import find_browser, needs_browser
 
 import vitreous
 from vitreous import metrics, verbs
@@ -569,34 +568,34 @@ class TestFigures:
 class TestInABrowser:
     @needs_browser
     @pytest.mark.parametrize("look", ["light", "dark"])
-    def test_fits_a_phone_and_can_be_read_in_both_looks_without_a_word_or_a_request(self, runs, tmp_path, look):
+    def test_fits_a_phone_and_can_be_read_in_both_looks_without_a_word_or_a_request(
+        self, runs, browser, tmp_path, look
+    ):
         path = write_report(runs["multilabel"][1], out=tmp_path / "report.html", figures=model_pictures)
         faults: list[str] = []
         asked_for: list[str] = []
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
-            context = browser.new_context(offline=True, viewport={"width": 420, "height": 900}, color_scheme=look)
-            shown = context.new_page()
-            shown.on("console", lambda message: faults.append(message.text))
-            shown.on("pageerror", lambda error: faults.append(str(error)))
-            shown.on("request", lambda asked: asked_for.append(asked.url[:5]))
-            shown.goto(path.as_uri())
-            assert shown.evaluate("document.documentElement.scrollWidth") == 420
-            assert shown.evaluate("document.querySelector('#classes .wide').scrollWidth") <= 380
-            cells = "[...document.querySelectorAll('#classes tbody tr:first-child > *')]"
-            assert shown.evaluate(f"{cells}.every(cell => cell.scrollWidth <= cell.clientWidth + 1)")
-            assert shown.evaluate(f"{cells}.length") == 7
-            texts = "[...document.querySelectorAll('svg.drawn text')].filter(text => text.textContent.trim())"
-            tones = shown.evaluate(f"{texts}.map(text => getComputedStyle(text).fill.match(/\\d+/g).map(Number))")
-            ground = shown.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
-            assert min(contrast(tone, ground) for tone in tones) > 4.5
-            fonts = shown.evaluate(f"new Set({texts}.map(text => getComputedStyle(text).fontFamily)).size")
-            assert fonts == 1
-            button = shown.locator("#classes thead button").nth(1)
-            button.focus()
-            shown.keyboard.press("Enter")
-            assert shown.locator("#classes thead th").nth(1).get_attribute("aria-sort") == "descending"
-            browser.close()
+        context = browser.new_context(offline=True, viewport={"width": 420, "height": 900}, color_scheme=look)
+        shown = context.new_page()
+        shown.on("console", lambda message: faults.append(message.text))
+        shown.on("pageerror", lambda error: faults.append(str(error)))
+        shown.on("request", lambda asked: asked_for.append(asked.url[:5]))
+        shown.goto(path.as_uri())
+        assert shown.evaluate("document.documentElement.scrollWidth") == 420
+        assert shown.evaluate("document.querySelector('#classes .wide').scrollWidth") <= 380
+        cells = "[...document.querySelectorAll('#classes tbody tr:first-child > *')]"
+        assert shown.evaluate(f"{cells}.every(cell => cell.scrollWidth <= cell.clientWidth + 1)")
+        assert shown.evaluate(f"{cells}.length") == 7
+        texts = "[...document.querySelectorAll('svg.drawn text')].filter(text => text.textContent.trim())"
+        tones = shown.evaluate(f"{texts}.map(text => getComputedStyle(text).fill.match(/\\d+/g).map(Number))")
+        ground = shown.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+        assert min(contrast(tone, ground) for tone in tones) > 4.5
+        fonts = shown.evaluate(f"new Set({texts}.map(text => getComputedStyle(text).fontFamily)).size")
+        assert fonts == 1
+        button = shown.locator("#classes thead button").nth(1)
+        button.focus()
+        shown.keyboard.press("Enter")
+        assert shown.locator("#classes thead th").nth(1).get_attribute("aria-sort") == "descending"
+        context.close()
         assert faults == []
         assert set(asked_for) <= {"file:", "data:"}
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from browsing import needs_browser
 from making import make_shapes
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from serving import Running, running
-from test_explain_page import FLAGS, find_browser, needs_browser
 
 import vitreous
 
@@ -37,14 +37,6 @@ def pictures(tmp_path_factory) -> dict[str, Path]:
 def server(shapes_run) -> Iterator[Running]:
     with running(vitreous.load(shapes_run)) as served:
         yield served
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=find_browser(), args=[*FLAGS, "--disable-sync"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """explain: a trained model and pictures to an account of its answers, with how far each part can be believed."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from vitreous.data.sources import open_pictures
 from vitreous.data.targets import Task
@@ -66,7 +67,8 @@ SCORE = (
 )
 MOST_PICTURES = 100  # of a page
 RANDOM = 8  # maps whose scores tell what is chance on a picture
-STUDENT = 2.31  # times the root mean square of so many scores, whose mean is known to be 0: 95 % lie within
+# By how many scores, whose mean is known to be 0: times their root mean square, 95 % lie within (Student 1908).
+STUDENT = {4: 2.78, RANDOM: 2.31}
 MEAN = "mean of the training pictures"
 
 
@@ -230,18 +232,8 @@ def explain_pixels(
     answers = predictor.calibration.answers(task, found.outputs.float().cpu().numpy())[0]
     target = wanted if wanted is not None else 0 if task.kind == "regression" else int(answers.argmax())
     attributions = {method: METHODS[method](model, normalised, target) for method in methods}
-    generator = torch.Generator().manual_seed(0)
-    noise = {f"random {i}": torch.rand(1, *found.grid, generator=generator) for i in range(1, RANDOM)}
-    scored = faithfulness(
-        model,
-        normalised,
-        {method: attribution.tokens for method, attribution in attributions.items()} | noise,
-        target,
-        kind=task.kind,
-        temperature=predictor.calibration.temperature,
-        orders=1,
-    )
-    blind = [float(scored[name].score) for name in ("random", *noise)]
+    maps = {method: attribution.tokens for method, attribution in attributions.items()}
+    scored, chance = beside_chance(predictor, normalised, maps, target)
     stream = model.config.ablation != "dense"
     return PictureExplanation(
         prediction=predictor.prediction(name, answers),
@@ -250,11 +242,39 @@ def explain_pixels(
         names=task.names,
         trace=found,
         attributions=attributions,
-        faithfulness={name: one for name, one in scored.items() if name not in noise},
-        chance=STUDENT * float(np.sqrt(np.mean(np.square(blind)))),
+        faithfulness=scored,
+        chance=chance,
         ledger=_in_units(ledger(model, normalised, target), task, target) if stream else None,
         lens=predictor.calibration.answers(task, lens(model, normalised)[0].cpu().numpy()) if stream else None,
     )
+
+
+def beside_chance(
+    predictor: Predictor,
+    normalised: Tensor,
+    maps: Mapping[str, Tensor],
+    target: int | tuple[int, int],
+    random: int = RANDOM,
+    **options: Any,
+) -> tuple[dict[str, Faithfulness], float]:
+    """How far maps (1, gh, gw) of a picture can be believed, and within what the scores of random ones lie on 95 of
+    100 tries. `random` of them are drawn, as many as `STUDENT` knows; `options` are those of `faithfulness`.
+    """
+    generator, shape = torch.Generator().manual_seed(0), next(iter(maps.values())).shape
+    noise = {f"random {i}": torch.rand(shape, generator=generator) for i in range(1, random)}
+    scored = faithfulness(
+        predictor.model,
+        normalised,
+        {**maps, **noise},
+        target,
+        kind=predictor.task.kind,
+        temperature=predictor.calibration.temperature,
+        orders=1,
+        **options,
+    )
+    blind = [float(scored[name].score) for name in ("random", *noise)]
+    chance = STUDENT[random] * float(np.sqrt(np.mean(np.square(blind))))
+    return {name: one for name, one in scored.items() if name not in noise}, chance
 
 
 def _in_units(found: Ledger, task: Task, target: int | tuple[int, int]) -> Ledger:

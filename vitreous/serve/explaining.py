@@ -15,10 +15,10 @@ import torch
 
 from vitreous.errors import InputError
 from vitreous.infer.predictor import Predictor, load
-from vitreous.insight.attribution import METHODS, Attribution
-from vitreous.insight.explain import LINES, SHOWN, Explanation, explain_pixels, find_target
-from vitreous.insight.faithfulness import faithfulness
+from vitreous.insight.attribution import METHODS
+from vitreous.insight.explain import LINES, SHOWN, Explanation, beside_chance, explain_pixels, find_target
 from vitreous.insight.page import png_uri
+from vitreous.insight.report.mistakes import map_pixels
 from vitreous.serve.batching import stand_back
 from vitreous.serve.replies import Refused, as_reply
 from vitreous.serve.settings import Settings
@@ -27,7 +27,6 @@ from vitreous.training.figures import as_shown, visible_range
 
 METHOD = "integrated_tokens"  # a good one that takes seconds where the best takes a minute
 RANDOM = 4  # maps whose scores tell what is chance on a picture
-STUDENT = 2.78  # times the root mean square of so many scores, whose mean is known to be 0: 95 % lie within
 STEPS = 8  # of the curves of faithfulness
 TOP = 6  # classes that are told
 NICE = 5  # by how much this stands back behind all else
@@ -113,6 +112,9 @@ class Explainer:
         if wanted is None:
             wanted = 0 if task.kind == "regression" else int(answer.argmax())
         found = METHODS[method](predictor.model, normalised, wanted)
+        brief = {"random": RANDOM, "fills": ("mean",), "steps": STEPS}
+        scored, chance = beside_chance(predictor, normalised, {"map": found.tokens}, wanted, **brief)
+        score, edges = (float(scored[name].score) for name in ("map", "edges"))
         shown = as_shown(pixels, max(pixels.shape), visible_range([pixels]))
         labels = [task.names[number] for number in ([wanted] if isinstance(wanted, int) else wanted)]
         return {
@@ -123,46 +125,19 @@ class Explainer:
             "note": found.note,
             "grid": found.tokens.shape[1:],
             "map": found.tokens[0].double().nan_to_num(0, 0, 0).cpu().tolist(),
-            "faithfulness": self._faith(normalised, found, wanted),
+            "faithfulness": {"score": score, "chance": chance, "edges": edges},
             "seen": png(shown),
             "overlay": png(overlay(shown, found.pixels[0].double().cpu().numpy())),
         }
 
-    def _faith(self, normalised: torch.Tensor, found: Attribution, target: Any) -> dict[str, float]:
-        """The score of a map beside those of random ones and of edges, on a picture."""
-        generator = torch.Generator().manual_seed(0)
-        noise = {f"random {i}": torch.rand(found.tokens.shape, generator=generator) for i in range(1, RANDOM)}
-        scored = faithfulness(
-            self.predictor.model,
-            normalised,
-            {"map": found.tokens, **noise},
-            target,
-            fills=("mean",),
-            steps=STEPS,
-            kind=self.predictor.task.kind,
-            temperature=self.predictor.calibration.temperature,
-            orders=1,
-        )
-        blind = [float(scored[name].score) for name in ("random", *noise)]
-        chance = STUDENT * float(np.sqrt(np.mean(np.square(blind))))
-        return {"score": float(scored["map"].score), "chance": chance, "edges": float(scored["edges"].score)}
-
 
 def overlay(shown: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A picture (H, W) or (H, W, C) uint8 in grey, and a map of its pixels (H, W) on it: (H, W, 3) uint8.
-
-    What counts least is dark. The hundredth of the values that are largest share the strongest colour; what speaks
-    against the answer stays grey.
+    """A picture (H, W) or (H, W, C) uint8 in grey, and a map of its pixels (H, W) on it in the colours of the report:
+    (H, W, 3) uint8.
     """
-    from matplotlib import colormaps
-
-    grey = shown.reshape(*shown.shape[:2], -1).mean(-1, keepdims=True) / 255
-    values = np.nan_to_num(values, posinf=0, neginf=0).clip(0)
-    values = values - values.min()
-    share = (values / (np.quantile(values, 0.99) or values.max() or 1)).clip(0, 1)
-    colour = colormaps["inferno"](share)[..., :3]
-    cover = 0.35 + 0.4 * share[..., None]
-    return np.rint(255 * ((1 - cover) * 0.8 * grey + cover * colour)).astype(np.uint8)
+    grey, colour = shown.reshape(*shown.shape[:2], -1).mean(-1, keepdims=True), map_pixels(values)
+    cover = colour[..., 3:] / 255
+    return np.rint((1 - cover) * grey + cover * colour[..., :3]).astype(np.uint8)
 
 
 def png(pixels: np.ndarray) -> str:
