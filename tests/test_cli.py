@@ -535,9 +535,9 @@ class TestSkipDone:
 
     @pytest.fixture
     def many(self, shapes, tmp_path) -> Path:
-        """A folder of 2,400 pictures."""
+        """A folder of 4,800 pictures."""
         (tmp_path / "many").mkdir()
-        for number, path in enumerate(sorted(shapes.rglob("*.jpg")) * 100):
+        for number, path in enumerate(sorted(shapes.rglob("*.jpg")) * 200):
             os.link(path, tmp_path / "many" / f"{number:04}.jpg")
         return tmp_path / "many"
 
@@ -553,19 +553,18 @@ class TestSkipDone:
         process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not part.exists():
             assert process.poll() is None, "it ended before it could be interrupted"
-            time.sleep(0.005)
-        time.sleep(0.1)
+            time.sleep(0.002)
         process.send_signal(signal.SIGINT)
         said, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (130, "\nvitreous predict: interrupted\n")
         assert f"the rows so far are in {part}; --skip-done goes on with them" in said
         assert not out.exists()
         done = len(self.pictures(part))
-        assert done < 2400
+        assert done < 4800
         code, said, _ = call("predict", shapes_run, many, "--out", out, "--skip-done", *exact)
         assert (code, part.exists()) == (0, False)
-        assert f"{done:,} of 2,400 pictures have their answers: skipped\n{2400 - done:,} rows added to {out}" in said
-        assert self.pictures(out) == [f"{number:04}.jpg" for number in range(2400)]
+        assert f"{done:,} of 4,800 pictures have their answers: skipped\n{4800 - done:,} rows added to {out}" in said
+        assert self.pictures(out) == [f"{number:04}.jpg" for number in range(4800)]
 
     @posix
     def test_after_a_full_disk_or_a_bad_picture_only_what_is_missing_is_asked(self, call, shapes, shapes_run, tmp_path):

@@ -120,9 +120,7 @@ class TestEnding:
         stopped.set()
         for thread in threads:
             thread.join()
-        assert (code, faults) == (0, "")
-        # A few may cross the end of a connection that was kept, on their way: they were not taken.
-        assert len(lost) < len(threads) / 2
+        assert (code, faults, lost) == (0, "", [])
         assert set(answered) == {200}
         assert len(answered) > 20
 

@@ -9,6 +9,7 @@ Bodies are timed where they are read.
 import asyncio
 from typing import Any
 
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vitreous.serve.settings import Settings
@@ -76,7 +77,7 @@ class Connection(H11Protocol):
             cycle = self.cycle
             self.scope.setdefault("state", {})["gone"] = lambda: cycle.disconnected
             if self.ending:
-                cycle.keep_alive = False
+                self._last()
 
     def on_response_complete(self) -> None:
         """Begins to wait for the next request."""
@@ -89,7 +90,14 @@ class Connection(H11Protocol):
         if self.idle:
             self.loop.call_later(LAST_CALL, self._end)
         else:
-            self.cycle.keep_alive = False
+            self._last()
+
+    def _last(self) -> None:
+        """Lets the request be the last of its connection, and has the answer say so: else its client would ask again
+        while the connection closes.
+        """
+        self.cycle.keep_alive = False
+        self.cycle.scope["headers"].append(CLOSE_HEADER)  # as if the client had said so
 
     def _end(self) -> None:
         if self.idle:
