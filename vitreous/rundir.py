@@ -14,10 +14,8 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitreous.errors import InputError
+from vitreous.files import write_atomically, write_whole
 
 FORMAT = 1  # of the run directory; one that this version cannot read is refused
 KEPT = 2  # checkpoints in last/: the newest, and the one before it
@@ -179,42 +178,9 @@ class RunDir:
         return None
 
 
-def write_atomically(target: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary beside it, to the disk, then renamed."""
-    write_whole(target, lambda temporary: temporary.write_bytes(content))
-
-
-def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
-    """Lets `write` fill a temporary file, brings it to the disk, renames it to `target`; on a fault nothing stays."""
-    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-        _fsync_folder(target.parent)
-    except BrokenPipeError:  # of the standard output, where `write` also prints
-        raise
-    except (SafetensorError, OSError) as fault:  # a full disk; few of these name the file
-        raise OSError(f"{target} cannot be written: {getattr(fault, 'strerror', None) or fault}") from fault
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
 def discard(path: Path) -> None:
     """Removes a run directory that never got to its first step."""
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _fsync_folder(folder: Path):
-    if os.name == "nt":  # folders cannot be synced there
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

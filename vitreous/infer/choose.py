@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitreous.errors import InputError
+from vitreous.files import write_atomically
 from vitreous.infer.agreement import Agreement
 from vitreous.infer.build import build, folder_of
 from vitreous.infer.engines import Engine, candidates, describe
 from vitreous.infer.judge import Judge, validation_judge
 from vitreous.model.vit import VisionTransformer
-from vitreous.rundir import write_atomically
 
 if TYPE_CHECKING:
     from vitreous.infer.predictor import Predictor

@@ -23,9 +23,9 @@ from vitreous.calibration import Calibration
 from vitreous.data.preprocess import InputSpec, Size
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
+from vitreous.files import write_whole
 from vitreous.infer.engines import ONNXEngine, OpenVINOEngine, import_openvino, import_quietly
 from vitreous.infer.graph import quiet
-from vitreous.rundir import write_whole
 
 FORMAT = 1
 SUFFIXES = {".onnx": "onnx", ".zip": "openvino"}

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
+from vitreous.files import write_whole
 from vitreous.infer.predictor import Prediction
-from vitreous.rundir import write_whole
 
 CHUNK = 4096  # rows that Parquet groups
 PAUSE = 1.0  # seconds that a row may wait for its way to the disk

@@ -14,6 +14,7 @@ from torch import Tensor
 from vitreous.data.sources import open_pictures
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
+from vitreous.files import write_atomically
 from vitreous.infer.predictor import Picture, Prediction, Predictor, load
 from vitreous.insight.attribution import METHODS, Attribution
 from vitreous.insight.explain_page import (
@@ -35,7 +36,6 @@ from vitreous.insight.trace import Trace, trace
 from vitreous.model.config import split_padding, split_stride
 from vitreous.model.presets import name_of
 from vitreous.model.vit import VisionTransformer, count_parameters
-from vitreous.rundir import write_atomically
 from vitreous.training.figures import as_shown, visible_range
 
 # In the order in which they are shown. The first is the default, chosen over many pictures: the best of one flatters.

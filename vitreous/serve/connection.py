@@ -97,7 +97,7 @@ class Connection(H11Protocol):
         while the connection closes.
         """
         self.cycle.keep_alive = False
-        self.cycle.scope["headers"].append(CLOSE_HEADER)  # as if the client had said so
+        self.headers.append(CLOSE_HEADER)  # as if the client had said so
 
     def _end(self) -> None:
         if self.idle:

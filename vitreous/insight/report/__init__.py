@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vitreous.errors import InputError
+from vitreous.files import write_atomically
 from vitreous.insight.page import asset, render
 from vitreous.insight.report import card as cards
 from vitreous.insight.report import pieces as html
@@ -16,7 +17,7 @@ from vitreous.insight.report.calibration import calibration
 from vitreous.insight.report.material import gather
 from vitreous.insight.report.mistakes import METHOD, Figures, Maps, inside, mistakes
 from vitreous.insight.report.results import answers, classes, confusion, learning, opening, targets
-from vitreous.rundir import RunDir, write_atomically
+from vitreous.rundir import RunDir
 
 __all__ = ["METHOD", "report", "write_report"]
 

@@ -1,0 +1,43 @@
+"""Files on disk: written whole or not at all."""
+
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+def write_atomically(target: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary beside it, to the disk, then renamed."""
+    write_whole(target, lambda temporary: temporary.write_bytes(content))
+
+
+def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
+    """Lets `write` fill a temporary file, brings it to the disk, renames it to `target`; on a fault nothing stays."""
+    temporary = target.with_name(f".{target.name}-{secrets.token_hex(4)}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _fsync_folder(target.parent)
+    except BrokenPipeError:  # of the standard output, where `write` also prints
+        raise
+    except (SafetensorError, OSError) as fault:  # a full disk; few of these name the file
+        raise OSError(f"{target} cannot be written: {getattr(fault, 'strerror', None) or fault}") from fault
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _fsync_folder(folder: Path):
+    if os.name == "nt":  # folders cannot be synced there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
