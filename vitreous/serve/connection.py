@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from vitreous.serve.settings import Settings
 
 AFTER = 1 << 20  # bytes beyond a request's limit that may still come after its answer
-LAST_CALL = 0.25  # seconds that an idle connection is kept when the server ends, for a request that is on its way
+LAST_CALL = 1.0  # seconds that an idle connection is kept when the server ends, for a request that is on its way
 
 
 class Connection(H11Protocol):
@@ -97,7 +97,8 @@ class Connection(H11Protocol):
         while the connection closes.
         """
         self.cycle.keep_alive = False
-        self.headers.append(CLOSE_HEADER)  # as if the client had said so
+        scope = self.cycle.scope  # whose list of headers may be another by now
+        scope["headers"] = [*scope["headers"], CLOSE_HEADER]  # as if the client had said so
 
     def _end(self) -> None:
         if self.idle:
