@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 
 from vitreous.infer.predictor import Predictor
-from vitreous.serve.server import Server, answer
+from vitreous.serve.server import Server, Service
 from vitreous.serve.settings import Settings, bind
 
 
@@ -58,7 +58,9 @@ def running(predictor: Predictor, **changed: Any) -> Iterator[Running]:
 
     def run() -> None:
         try:
-            asyncio.run(answer(predictor, settings, listening, tell, servers.append))
+            service = Service(lambda: predictor, settings, listening, tell)
+            servers.append(service.server)
+            asyncio.run(service.run())
         except BaseException as fault:  # raised where the test can see it
             faults.append(fault)
         finally:

@@ -122,7 +122,7 @@ def test_a_picture_that_cannot_be_used_is_said_and_the_next_one_is_answered(visi
     page = visit(server)
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "bad.jpg")
-    expect(page.locator("#fault")).to_contain_text("picture 1: ")
+    expect(page.locator("#fault")).to_contain_text("bad.jpg: ")
     expect(page.locator(".unseen")).to_be_visible()
     assert page.locator(".answer").count() == 0
     page.set_input_files("#file", pictures["blue"])

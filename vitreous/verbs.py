@@ -404,7 +404,7 @@ def serve(
     deadline: float = 10.0,
     queue: int = 256,
     max_mb: int = 32,
-    verbose: bool = False,
+    log: bool = False,
     how: AnswerConfig = AnswerConfig(),  # noqa: B008
     json: Json = False,
 ) -> int:
@@ -425,7 +425,7 @@ def serve(
         deadline: Seconds after which a picture that is not begun with is given up (503).
         queue: Pictures that may wait or be worked on; a request beyond that is refused (429).
         max_mb: Of a picture; a request may have twice as much, and 64 pictures.
-        verbose: A line a request.
+        log: A line a request, on the standard error.
     """
     from vitreous.infer.predictor import Predictor, load
     from vitreous.serve import serve
@@ -438,7 +438,7 @@ def serve(
         names=name,
         key=read_key(api_key_file),
         insecure=insecure,
-        verbose=verbose,
+        log=log,
         deadline=deadline,
         queue=queue,
         picture_bytes=max_mb << 20,

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vitreous.infer.predictor import Predictor
 from vitreous.insight.attribution import METHODS
@@ -32,6 +32,10 @@ BODY = {
         "application/octet-stream": BINARY,
     },
 }
+KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 SILENT = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
 WHY = {
     400: "a form that is cut, or holds no file",
@@ -46,6 +50,7 @@ WHY = {
 }
 Top = Annotated[int, Query(ge=1, description="How many of the most probable classes to tell.")]
 Target = Annotated[str | None, Query(description='What to explain, or "cat - dog"; the most probable by default.')]
+Name = Annotated[str, Query(description="Of the picture, where the body is one as it is.")]
 Method = Annotated[str, Query(description=f"One of {', '.join(METHODS)}.")]
 
 
@@ -84,19 +89,18 @@ def create_app(
         return as_json({"error": "; ".join(faults)}, 422)
 
     @app.post("/predict", response_model=Answers, openapi_extra={"requestBody": BODY})
-    async def predict(request: Request, top: Top = 5) -> Response:
+    async def predict(request: Request, top: Top = 5, name: Name = "") -> Response:
         """Answers one picture, or several, in the order in which they are sent.
 
         A picture that cannot be used has its `error`; where none can be used the status is 422.
         """
         batcher.check(1)
         with room.reader() as reader:
-            uploads = await read_uploads(request, settings, reader)
+            uploads = await read_uploads(request, settings, reader, name)
             jobs = await batcher.ask(uploads, gone(request))
-        names = [upload.name for upload in uploads]
         answers = [
-            as_reply(predictor.prediction(name, job.answer, job.fault), top)  # pyright: ignore[reportArgumentType]
-            for name, job in zip(names, jobs, strict=True)
+            as_reply(predictor.prediction(upload.name, job.answer, job.fault), top)  # pyright: ignore[reportArgumentType]
+            for upload, job in zip(uploads, jobs, strict=True)
         ]
         faults = [job.fault for job in jobs if job.fault]
         found: dict[str, Any] = {"answers": answers}
@@ -108,7 +112,7 @@ def create_app(
         responses={200: {"content": {"text/html": {}}}, 501: {"model": Fault, "description": "an exported file"}},
         openapi_extra={"requestBody": BODY},
     )
-    async def explain(request: Request, target: Target = None, method: Method = "") -> Response:
+    async def explain(request: Request, target: Target = None, method: Method = "", name: Name = "") -> Response:
         """Shows which parts of one picture the answer rests on, and how far to believe that.
 
         With `Accept: text/html` it is a page with the whole account, by several methods unless one is asked for.
@@ -116,7 +120,7 @@ def create_app(
         if method and method not in METHODS:
             raise Refused(422, f"method: there is no {method!r}: expected one of {', '.join(METHODS)}")
         with room.reader() as reader:
-            uploads = await read_uploads(request, settings, reader)
+            uploads = await read_uploads(request, settings, reader, name)
             if len(uploads) != 1:
                 raise Refused(422, f"{len(uploads)} pictures: expected one")
             if request.headers.get("accept", "").startswith("text/html"):
@@ -142,7 +146,27 @@ def create_app(
     async def page() -> Response:
         return HTMLResponse(html)
 
+    if settings.key:
+        described = app.openapi()
+        described.setdefault("components", {})["securitySchemes"] = KEYS
+        described["security"] = [{name: []} for name in KEYS]
     return Guard(app, settings, metrics)
+
+
+class Opening:
+    """What answers until there is an app: the process lives, and is not ready."""
+
+    app: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        if self.app is not None:
+            return await self.app(scope, receive, send)
+        if scope["path"] == "/health/live":
+            return await as_json({"status": "live"})(scope, receive, send)
+        wait = Refused(503, "the model is being loaded: try again later", 5)
+        told = {"status": "loading"} if scope["path"] == "/health/ready" else {"error": wait.message}
+        return await as_json(told, wait.status, wait.headers)(scope, receive, send)
 
 
 def gone(request: Request) -> Callable[[], bool]:

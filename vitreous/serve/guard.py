@@ -27,7 +27,8 @@ class Guard:
         self.app, self.key, self.metrics = app, settings.key, metrics
         self.hosts: frozenset[str] | None = None
         if is_loopback(settings.host):  # else by any name
-            self.hosts = frozenset({"localhost", "127.0.0.1", "::1", settings.host.lower(), *settings.names})
+            own = (settings.host, *settings.names)
+            self.hosts = frozenset({"localhost", "127.0.0.1", "::1", *(name.lower().rstrip(".") for name in own)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""

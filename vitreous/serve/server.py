@@ -6,13 +6,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from vitreous.infer.predictor import Predictor
-from vitreous.serve.app import create_app
+from vitreous.serve.app import Opening, create_app
 from vitreous.serve.batching import Batcher
 from vitreous.serve.connection import limited
 from vitreous.serve.explaining import Explainer
@@ -22,19 +23,11 @@ from vitreous.serve.settings import Settings, address_of, bind
 KEEP_ALIVE = 15  # seconds that a connection may be silent between two requests
 BACKLOG = 256  # connections that wait to be taken
 Started = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 class Server(uvicorn.Server):
-    """Uvicorn's server, which says that it listens, and returns rather than die of the signal that ends it."""
-
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]):
-        super().__init__(config)
-        self._say_started = started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listens, and says so."""
-        await super().startup(sockets)
-        self._say_started()
+    """Uvicorn's server, which returns rather than die of the signal that ends it."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -50,56 +43,101 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def run(load: Callable[[], Predictor], settings: Settings, started: Started) -> None:
-    """Serves until told to end, as `vitreous.serve.serve` says."""
-    level = logging.INFO if settings.verbose else logging.ERROR
-    if settings.verbose:
-        logging.basicConfig(format="%(asctime)s %(message)s")
-    for name in ("vitreous.serve", "python_multipart"):
-        logging.getLogger(name).setLevel(level)
-    with bind(settings) as listening:
-        asyncio.run(answer(load(), settings, listening, started))
+class Service:
+    """What answers behind a server, once it is loaded."""
 
+    def __init__(self, load: Callable[[], Predictor], settings: Settings, listening: socket.socket, started: Started):
+        self.load, self.settings, self.listening, self.started = load, settings, listening, started
+        self.opening = Opening()
+        self.server = Server(configured(self.opening, settings))
+        self.batcher: Batcher | None = None
+        self.explainer: Explainer | None = None
 
-async def answer(
-    predictor: Predictor,
-    settings: Settings,
-    listening: socket.socket,
-    started: Started,
-    serving: Callable[[Server], None] = lambda server: None,
-) -> None:
-    """Answers requests that come to a bound socket. `serving` is handed the server, whose `should_exit` ends it."""
-    metrics = Metrics()
-    batcher, explainer = Batcher(predictor, settings, metrics), Explainer(predictor, settings)
-    try:
+    async def run(self) -> None:
+        """Listens at once, loads, and answers until told to end. Raises what stands against loading."""
+        loading = asyncio.ensure_future(self._open())
+        loading.add_done_callback(lambda _: self._end_where_it_failed(loading))
+        try:
+            await self.server.serve([self.listening])
+            if not loading.done():
+                loading.cancel()
+                raise KeyboardInterrupt
+            loading.result()
+        finally:
+            for part in (self.batcher, self.explainer):
+                if part is not None:
+                    part.stop()
+
+    async def _open(self) -> None:
+        predictor, metrics = await on_its_own(self.load), Metrics()
+        self.batcher = batcher = Batcher(predictor, self.settings, metrics)
+        self.explainer = Explainer(predictor, self.settings)
         await batcher.start()
 
         def ready() -> bool:
-            return batcher.alive and not server.should_exit
+            return batcher.alive and not self.server.should_exit
 
-        config = uvicorn.Config(
-            create_app(predictor, batcher, explainer, metrics, settings, ready),
-            http=limited(settings),
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level=logging.INFO if settings.verbose else logging.ERROR,
-            access_log=settings.verbose,
-            proxy_headers=False,  # who a client says that it is does not count
-            server_header=False,
-            backlog=BACKLOG,
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=settings.grace,
+        self.opening.app = create_app(predictor, batcher, self.explainer, metrics, self.settings, ready)
+        self.started(
+            {
+                "address": address_of(self.listening, self.settings.host),
+                "engine": predictor.engine.name,
+                "precision": predictor.engine.precision,
+                "key": bool(self.settings.key),
+            }
         )
-        facts = {
-            "address": address_of(listening, settings.host),
-            "engine": predictor.engine.name,
-            "precision": predictor.engine.precision,
-            "key": bool(settings.key),
-        }
-        server = Server(config, lambda: started(facts))
-        serving(server)
-        await server.serve([listening])
-    finally:
-        batcher.stop()
-        explainer.stop()
+
+    def _end_where_it_failed(self, loading: asyncio.Future[None]) -> None:
+        if not loading.cancelled() and loading.exception() is not None:
+            self.server.should_exit = True
+
+
+def configured(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves an app."""
+    return uvicorn.Config(
+        app,
+        http=limited(settings),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level=logging.INFO if settings.log else logging.ERROR,
+        access_log=settings.log,
+        proxy_headers=False,  # who a client says that it is does not count
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=settings.grace,
+    )
+
+
+async def on_its_own(work: Callable[[], T]) -> T:
+    """What work gives, by a thread that nobody waits for when the process ends."""
+    loop, done = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
+
+    def tell(result: T | None, fault: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(fault) if fault is not None else done.set_result(result)
+
+    def run() -> None:
+        try:
+            told = work(), None
+        except BaseException as fault:
+            told = None, fault
+        with suppress(RuntimeError):  # the loop is closed: the server was told to end
+            loop.call_soon_threadsafe(tell, *told)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return await done
+
+
+def run(load: Callable[[], Predictor], settings: Settings, started: Started) -> None:
+    """Serves until told to end, as `vitreous.serve.serve` says."""
+    for name in ("vitreous.serve", "python_multipart", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.INFO if settings.log else logging.ERROR)
+    if settings.log:
+        shown = logging.StreamHandler()
+        shown.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        for name in ("vitreous.serve", "uvicorn"):
+            logging.getLogger(name).addHandler(shown)
+    with bind(settings) as listening:
+        asyncio.run(Service(load, settings, listening, started).run())

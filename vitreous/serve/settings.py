@@ -21,7 +21,7 @@ class Settings:
     names: tuple[str, ...] = ()  # of hosts by which a server on loopback is reached, beside its own
     key: bytes = b""  # what a request must show; empty: nothing
     insecure: bool = False  # listen beyond loopback without a key
-    verbose: bool = False  # a line a request
+    log: bool = False  # a line a request
     deadline: float = 10.0  # seconds from a request's last byte until its pictures must be begun with
     queue: int = 256  # pictures that wait or are worked on; a request beyond that is refused
     picture_bytes: int = 32 << 20

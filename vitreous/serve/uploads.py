@@ -15,6 +15,8 @@ from vitreous.serve.settings import Settings
 
 LONGEST_NAME = 200  # characters
 HEAD_BYTES = 8 << 10  # of the headers of one part of a form
+# What says nothing of a body; the last is what `curl --data-binary` says of any.
+RAW = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
 TAKEN = "multipart/form-data with files, image/* or application/octet-stream"
 
 
@@ -80,8 +82,8 @@ class Reader:
             self.room.reading.remove(self)
 
 
-async def read_uploads(request: Request, settings: Settings, reader: Reader) -> list[Upload]:
-    """The pictures of a request: the files of a form, or its body.
+async def read_uploads(request: Request, settings: Settings, reader: Reader, name: str = "") -> list[Upload]:
+    """The pictures of a request: the files of a form, or its body, which has no name but the one that is told.
 
     Raises `Refused`: 400 for a form that is cut or holds none, 408 for one that comes too slowly, 413 as soon as it is
     too large, 415 for other kinds, 429 where there is no room.
@@ -89,7 +91,7 @@ async def read_uploads(request: Request, settings: Settings, reader: Reader) -> 
     kind, options = parse_options_header(request.headers.get("content-type"))
     kind = kind.lower()
     form = kind == b"multipart/form-data"
-    if not form and kind not in (b"", b"application/octet-stream") and not kind.startswith(b"image/"):
+    if not form and kind not in RAW and not kind.startswith(b"image/"):
         raise Refused(415, f"the content type is {clean(kind, 'odd')}: expected {TAKEN}")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise Refused(415, "the body is compressed: expected it as it is")
@@ -103,7 +105,7 @@ async def read_uploads(request: Request, settings: Settings, reader: Reader) -> 
     else:
         content = bytearray()
         await read_body(request.receive, settings, reader, content.extend, most)
-        uploads = [Upload("picture 1", bytes(content))]
+        uploads = [Upload(clean(name.encode(errors="replace"), "picture 1"), bytes(content))]
     reader.accepted()
     return uploads
 

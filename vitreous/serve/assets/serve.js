@@ -98,7 +98,7 @@ function unseen(yes) {
   board.element.querySelector('.unseen')?.remove();
   if (yes) {
     frame(4, 3);
-    board.element.append(make('p', { className: 'unseen' }, 'This browser cannot show this kind of picture. The model sees it all the same.'));
+    board.element.append(make('p', { className: 'unseen' }, 'This browser cannot show this picture.'));
   }
 }
 
@@ -108,7 +108,7 @@ function frame(width, height) {
 }
 
 async function predict(signal) {
-  const found = await ask('predict?top=6', 'application/json', signal);
+  const found = await ask(`predict?${new URLSearchParams({ top: 6, name: file.name })}`, 'application/json', signal);
   if (signal.aborted) return;
   answer = found.answers[0];
   target = answer.label ?? Object.keys(answer.values ?? answer.probabilities)[0];
@@ -157,8 +157,11 @@ function row(name, value, share, interval, unit) {
   return mine;
 }
 
+// What is asked about, for a URL.
+const about = () => new URLSearchParams({ target, name: file.name });
+
 async function explain(signal) {
-  const found = await ask(`explain?target=${encodeURIComponent(target)}`, 'application/json', signal);
+  const found = await ask(`explain?${about()}`, 'application/json', signal);
   if (signal.aborted) return;
   unseen(false);
   board.picture.onload = board.picture.onerror = null;
@@ -188,7 +191,7 @@ $('account').addEventListener('click', async () => {
   button.disabled = true;
   button.textContent = 'Working it out: up to some minutes…';
   try {
-    const link = make('a', { href: URL.createObjectURL(await ask(`explain?target=${encodeURIComponent(target)}`, 'text/html', mine.signal)), download: 'why.html' });
+    const link = make('a', { href: URL.createObjectURL(await ask(`explain?${about()}`, 'text/html', mine.signal)), download: 'why.html' });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
   } catch (error) {
