@@ -7,6 +7,7 @@ import numpy as np
 
 from vitreous import metrics
 from vitreous.data.targets import Task
+from vitreous.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Bar:
     max_shift: float = 0.01
     # Per cent that a regression's root mean square error may grow
     max_rmse: float = 1.0
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not value >= 0:
+                raise InputError(f"--{name.replace('_', '-')} {value:g}: expected 0 or more")
 
 
 @dataclass(frozen=True)

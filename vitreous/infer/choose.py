@@ -88,6 +88,8 @@ def _fastest(predictor: "Predictor", tried: list[tuple[str, str]], judge: Judge,
     """The fastest engine that agrees; one that was asked for by name and precision also where it does not."""
     engines = []
     for name, precision in tried:
+        if len(tried) > 1:
+            say(f"  {name}, {precision} …")
         try:
             engines.append(build(predictor, name, precision, lambda: judge))
         except InputError as fault:

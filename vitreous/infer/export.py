@@ -38,9 +38,11 @@ class Export:
 
     def lines(self) -> list[str]:
         """In words."""
+        slower = self.rate < self.checkpoint_rate and self.path.suffix.lower() == ".onnx"
+        advice = "; --format openvino is usually faster" if slower else ""
         return [
             f"agreement with the checkpoint: {self.agreement.line()}",
-            f"speed: {self.rate:,.0f} pictures/s, {self.rate / self.checkpoint_rate:.1f} times PyTorch in fp32",
+            f"speed: {self.rate:,.0f} pictures/s, {self.rate / self.checkpoint_rate:.1f} times PyTorch in fp32{advice}",
             f"{self.path}: {self.size / 1e6:,.1f} MB, {self.precision}",
         ]
 
@@ -77,7 +79,9 @@ def export(
         judge, known = noise_judge(predictor), False
     temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
+        say(f"making it{', smoothed and not' if precision == 'int8' else ''} …")
         write_export(predictor, temporary, precision, lambda: judge)
+        say(f"answering {len(judge.sample):,} pictures with it, in another process …")
         answers, speed = _replayed(temporary, judge)
         agreement = judge.compared(answers)
         _refuse_worse(agreement, predictor, precision, known)

@@ -26,7 +26,7 @@ from vitreous.data.store import in_order
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.agreement import Bar
-from vitreous.infer.engines import Engine, TorchEngine, candidates
+from vitreous.infer.engines import Engine, TorchEngine, candidates, describe
 from vitreous.infer.files import is_export, open_export
 from vitreous.infer.pipeline import Answered, outputs_in_order, reader
 from vitreous.model.config import ModelConfig
@@ -200,6 +200,8 @@ class Predictor:
         """As they come, in order: numbers of pictures, answers (n, K), NaN where there is a fault, and the faults."""
         if not self.settled and self._pays(len(source)):
             self.settle(say)
+        elif not self.settled and len(source) > self.batch:
+            say(f"engine: {describe(self.engine)}; where there is more to do, a faster one is looked for")
         pictures = outputs_in_order(
             len(source),
             reader(source, self.spec),
