@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import TINY_WORDS, kill_when, make_blobs, newest_step, tree, vitreous
+from making import PATIENCE, TINY_WORDS, kill_when, make_blobs, newest_step, tree, vitreous
 from PIL import Image
 
 from vitreous.cli import VERBS, main
@@ -216,9 +216,9 @@ class TestAnswers:
         for part in (
             r"48 pictures; classification, 3 classes: blue \(16\), green \(16\), red \(16\)",
             r"\d+ to train on; \d+ to validate with",
-            r"pictures of 24×32 .* RGB, uint8 -> 24×32",
+            r"pictures of 24×32 .* RGB, uint8 -> 12×16",
             r"cached once: .* \(delete it at any time\)",
-            r"model: vit_xs_8, [\d.]+M parameters, 3×4 tokens .*, [\d.]+ GMACs a picture of 24×32",
+            r"model: vit_xxs_4, [\d.]+M parameters, 3×4 tokens .*, [\d.]+ GMACs a picture of 12×16",
             r"plan: 2 epochs, \d+ steps .*; about \d+:\d\d",
             r"epoch 1 .*top1",
             r"epoch 2 .*top1",
@@ -462,7 +462,7 @@ class TestFullDisk:
     ):
         disk = tmp_path / "disk"
         disk.mkdir()
-        size = "size=80m"  # room for one or two checkpoints of 32 MB, not for three
+        size = "size=20m"  # room for one or two checkpoints of 8 MB, not for three
         if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", disk], capture_output=True).returncode:
             pytest.skip("only root may mount a small disk")
         try:
@@ -483,7 +483,7 @@ class TestFullDisk:
 class TestInterrupted:
     def test_predict_into_a_pipe_that_closes_says_nothing(self, shapes, shapes_run):
         command = f"{sys.executable} -m vitreous predict {shapes_run} {shapes} --json | head -1"
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE)
         assert json.loads(done.stdout.removeprefix("["))["error"] is None
         assert done.stderr == ""
 
@@ -555,7 +555,7 @@ class TestSkipDone:
             assert process.poll() is None, "it ended before it could be interrupted"
             time.sleep(0.002)
         process.send_signal(signal.SIGINT)
-        said, err = process.communicate(timeout=60)
+        said, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, err) == (130, "\nvitreous predict: interrupted\n")
         assert f"the rows so far are in {part}; --skip-done goes on with them" in said
         assert not out.exists()
