@@ -55,7 +55,7 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def blobs_run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on `blobs`, as it is typed, but for its small model."""
     out = tmp_path_factory.mktemp("runs") / "blobs"
-    options = "--model toy_stem --optimizer adamw --lr 4e-3 --epochs 10 --threads 1".split()
+    options = ["--model", "toy_stem", "--optimizer", "adamw", "--lr", "4e-3", "--epochs", "8", "--threads", "1"]
     assert main(["train", str(blobs), *options, "--out", str(out)]) == 0
     return out
 

@@ -245,7 +245,7 @@ class TestKeepToBudget:
         assert Plan.from_json(json.loads(file.read_text("utf-8"))) == new
 
     def test_a_stall_in_the_first_timing_is_mended_before_the_first_row(self, small, tmp_path, monkeypatch):
-        ticks = itertools.count()  # a clock that goes by how often it is asked: a step takes some hundredths of a second
+        ticks = itertools.count()  # of a clock that goes by how often it is asked: a step takes some hundredths
         clock = types.SimpleNamespace(**{**vars(time), "perf_counter": lambda: 0.02 * next(ticks)})
         monkeypatch.setattr("vitreous.training.loop.time", clock)
         _, job, plan = small
