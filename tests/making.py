@@ -27,6 +27,7 @@ TOYS = {
     ),
 }
 TOY: dict[str, Any] = {"model": "toy", "size": "24x32", "threads": 1, "optimizer": "adamw"}
+TOY_WORDS = ("--model", "toy", "--size", "24x32", "--threads", "1", "--optimizer", "adamw")
 
 PATIENCE = 300  # seconds that anything may take: no test is about speed, and machines are busy at times
 

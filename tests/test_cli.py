@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import PATIENCE, TINY_WORDS, kill_when, make_blobs, newest_step, tree, vitreous
+from making import PATIENCE, TINY_WORDS, TOY_WORDS, kill_when, make_blobs, newest_step, tree, vitreous
 from PIL import Image
 
 from vitreous.cli import VERBS, main
@@ -136,7 +136,7 @@ class TestJson:
         assert [finding["code"] for finding in found["findings"]] == ["classes", "sizes"]
 
     def test_train_and_its_resume(self, call, shapes):
-        code, out, err = call("train", shapes, "--epochs", "1", *TINY_WORDS, "--json")
+        code, out, err = call("train", shapes, "--epochs", "1", *TOY_WORDS, "--json")
         result = json.loads(out)
         assert code == 0
         assert "48 pictures; classification, 3 classes" in err
@@ -220,13 +220,13 @@ class TestAnswers:
         assert call("check", tmp_path / "nothing")[0] == 2
 
     def test_train_says_what_it_found_the_model_its_estimate_the_result_and_what_to_type_next(self, call, shapes):
-        out = call("train", shapes, "--epochs", "2", *TINY_WORDS, "--out", "run")[1]
+        out = call("train", shapes, "--epochs", "2", *TOY_WORDS, "--out", "run")[1]
         for part in (
             r"48 pictures; classification, 3 classes: blue \(16\), green \(16\), red \(16\)",
             r"\d+ to train on; \d+ to validate with",
-            r"pictures of 24×32 .* RGB, uint8 -> 12×16",
+            r"pictures of 24×32 .* RGB, uint8 -> 24×32",
             r"cached once: .* \(delete it at any time\)",
-            r"model: vit_xxs_4, [\d.]+M parameters, 3×4 tokens .*, [\d.]+ GMACs a picture of 12×16",
+            r"model: toy, [\d.]+M parameters, 3×4 tokens .*, [\d.]+ GMACs a picture of 24×32",
             r"plan: 2 epochs, \d+ steps .*; about \d+:\d\d",
             r"epoch 1 .*top1",
             r"epoch 2 .*top1",
@@ -363,7 +363,7 @@ class TestRefusedData:
         (data / "red" / "empty.jpg").touch()
         cut = data / "blue" / "02.png"
         cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
-        code, out, _ = call("train", data, "--skip-bad", "--epochs", "1", *TINY_WORDS, "--out", "run")
+        code, out, _ = call("train", data, "--skip-bad", "--epochs", "1", *TOY_WORDS, "--out", "run")
         assert code == 0
         assert "red/empty.jpg" in out
         assert "blue/02.png" in out

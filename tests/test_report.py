@@ -668,21 +668,7 @@ class TestTheCommandLine:
 
     def test_of_a_training_writes_it_when_that_is_done_and_asked_for(self, tmp_path, capsys):
         data, out = make_table(tmp_path / "data", ["label"], classes(12)), tmp_path / "run"
-        words = [
-            "--model",
-            "toy",
-            "--size",
-            "24x32",
-            "--threads",
-            "1",
-            "--epochs",
-            "1",
-            "--batch",
-            "4",
-            "--validation",
-            "0.5",
-            "--json",
-        ]
+        words = [*making.TOY_WORDS, "--epochs", "1", "--batch", "4", "--validation", "0.5", "--json"]
         assert main(["train", str(data), "--out", str(out), "--report", *words]) == 0
         told = capsys.readouterr()
         assert json.loads(told.out)["page"] == str(out / "report.html")
