@@ -59,9 +59,9 @@ for digit, i in first.items():
 endef
 export HELD_OUT_DIGITS
 
-test: $(INSTALLED)  ## the tests
+test: $(INSTALLED)  ## the tests, in two processes of one thread each
 	@sh -c "$$GET_BROWSER"
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)  ## ruff, pyright and the import contract
 	$(BIN)/ruff check .

@@ -12,11 +12,24 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vitreous.model.config import ModelConfig
 from vitreous.rundir import Checkpoint, RunDir
 
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
-TINY: dict[str, Any] = {"model": "vit_xs_8", "size": "24x32", "threads": 1}  # 12 tokens
-TINY_WORDS = ("--model", "vit_xs_8", "--size", "24x32", "--threads", "1")
+
+# 12 tokens each: of the table's smallest model, for processes too, and of one that this process alone knows.
+TINY: dict[str, Any] = {"model": "vit_xxs_4", "size": "12x16", "threads": 1}
+TINY_WORDS = ("--model", "vit_xxs_4", "--size", "12x16", "--threads", "1")
+TOYS = {
+    "toy": ModelConfig(width=48, depth=2, heads=3, patch_size=(8, 8), image_size=(32, 32)),
+    "toy_stem": ModelConfig(
+        width=48, depth=2, heads=3, tokenizer="stem", stem=(8, 16, 48), conditional=True, image_size=(32, 32)
+    ),
+}
+TOY: dict[str, Any] = {"model": "toy", "size": "24x32", "threads": 1, "optimizer": "adamw"}
+TOY_WORDS = ("--model", "toy", "--size", "24x32", "--threads", "1", "--optimizer", "adamw")
+
+PATIENCE = 300  # seconds that anything may take: no test is about speed, and machines are busy at times
 
 
 def shape(rng: np.random.Generator, colour: tuple[int, int, int], height: int = 24, width: int = 32) -> np.ndarray:
@@ -71,7 +84,7 @@ def vitreous(*words: str | Path, limit: int = -1) -> subprocess.CompletedProcess
         [sys.executable, "-m", "vitreous", *map(str, words)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         preexec_fn=bounded if limit >= 0 else None,
     )
 

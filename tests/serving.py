@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+from making import PATIENCE
 
 from vitreous.infer.predictor import Predictor
 from vitreous.serve.server import Server, Service
@@ -27,16 +28,16 @@ class Running:
 
     def client(self, **options: Any) -> httpx.Client:
         """A client of it."""
-        return httpx.Client(base_url=self.address, timeout=20, **options)
+        return httpx.Client(base_url=self.address, timeout=PATIENCE, **options)
 
     def ask(self, content: bytes, path: str = "/predict", kind: str = "image/png", **options: Any) -> httpx.Response:
         """One picture, as it is."""
         headers = {"Content-Type": kind, **options.pop("headers", {})}
-        return httpx.post(self.address + path, content=content, headers=headers, timeout=20, **options)
+        return httpx.post(self.address + path, content=content, headers=headers, timeout=PATIENCE, **options)
 
     def connect(self) -> socket.socket:
         """A bare connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def count(self, name: str) -> float:
         """The sum of a metric over its labels."""
@@ -69,13 +70,13 @@ def running(predictor: Predictor, **changed: Any) -> Iterator[Running]:
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert started.wait(60)
+        assert started.wait(PATIENCE)
         assert not faults, faults
         yield Running(facts["address"], listening.getsockname()[1] if listening.fileno() >= 0 else 0, servers[0])
     finally:
         for server in servers:
             server.should_exit = True
-        thread.join(60)
+        thread.join(PATIENCE)
         listening.close()
     assert not thread.is_alive()
     assert not faults, faults
@@ -95,7 +96,7 @@ class Gate:
                 self.batches.append(0)
                 return outputs(pixels)
             self.batches.append(len(pixels))
-            assert self.opened.wait(20)
+            assert self.opened.wait(PATIENCE)
             return outputs(pixels)
 
         return gated

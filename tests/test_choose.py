@@ -397,4 +397,5 @@ def test_without_the_extras_pytorch_answers_and_what_is_missing_is_named(run):
     assert "int8 takes openvino or onnxruntime on a CPU: pip install 'vitreous[fast]'" in lines[3]
     assert lines[4].startswith("onnxscript is not installed here")
     assert lines[4].endswith("pip install 'vitreous[fast]'")
-    assert list((run / "engines").iterdir()) == [run / "engines" / "choices.json"]
+    kept = [path.name for path in (run / "engines").glob("*")]  # where there is no bf16, nothing is left to choose from
+    assert kept == ["choices.json"] * (choose_precision("auto", torch.device("cpu")) == "bf16")

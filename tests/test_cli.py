@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import TINY_WORDS, kill_when, make_blobs, newest_step, tree, vitreous
+from making import PATIENCE, TINY_WORDS, TOY_WORDS, kill_when, make_blobs, newest_step, tree, vitreous
 from PIL import Image
 
 from vitreous.cli import VERBS, main
+from vitreous.model.presets import PRESETS
 from vitreous.rundir import RunDir
 
 NAMES = [verb.name for verb in VERBS]
@@ -44,6 +45,13 @@ def call(capsys, monkeypatch, tmp_path):
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Three presets are all that there are."""
+    names = ("vit_s_16", "vit_b_16", "t2t_vit_t_14")
+    monkeypatch.setattr("vitreous.model.vit.PRESETS", {name: PRESETS[name] for name in names})
 
 
 @pytest.fixture
@@ -112,14 +120,14 @@ class TestHelp:
 class TestJson:
     """Alone on stdout, whatever else is said."""
 
-    def test_models(self, call):
+    def test_models(self, call, few):
         code, out, err = call("models", "--json", "--size", "160x384")
         assert (code, err) == (0, "")
         rows = {row["model"]: row for row in json.loads(out)}
+        assert rows.keys() == {"vit_s_16", "vit_b_16", "t2t_vit_t_14"}
         assert rows["vit_s_16"]["size"] == [160, 384]
         assert rows["vit_s_16"]["grid"] == [10, 24]
         assert rows["vit_s_16"]["parameters"] > 2e7
-        assert "t2t_vit_t_14" in rows
 
     def test_check(self, call, shapes):
         code, out, _ = call("check", shapes, "--json")
@@ -128,7 +136,7 @@ class TestJson:
         assert [finding["code"] for finding in found["findings"]] == ["classes", "sizes"]
 
     def test_train_and_its_resume(self, call, shapes):
-        code, out, err = call("train", shapes, "--epochs", "1", *TINY_WORDS, "--json")
+        code, out, err = call("train", shapes, "--epochs", "1", *TOY_WORDS, "--json")
         result = json.loads(out)
         assert code == 0
         assert "48 pictures; classification, 3 classes" in err
@@ -194,7 +202,7 @@ class TestAnswers:
         with Image.open(tmp_path / "confusion.png") as image:
             assert image.format == "PNG"
 
-    def test_models_is_a_table(self, call):
+    def test_models_is_a_table(self, call, few):
         out = call("models")[1]
         assert re.search(r"vit_b_16 +86\.\dM +[\d.]+ +224×224 +14×14 = 196", out)
 
@@ -212,13 +220,13 @@ class TestAnswers:
         assert call("check", tmp_path / "nothing")[0] == 2
 
     def test_train_says_what_it_found_the_model_its_estimate_the_result_and_what_to_type_next(self, call, shapes):
-        out = call("train", shapes, "--epochs", "2", *TINY_WORDS, "--out", "run")[1]
+        out = call("train", shapes, "--epochs", "2", *TOY_WORDS, "--out", "run")[1]
         for part in (
             r"48 pictures; classification, 3 classes: blue \(16\), green \(16\), red \(16\)",
             r"\d+ to train on; \d+ to validate with",
             r"pictures of 24×32 .* RGB, uint8 -> 24×32",
             r"cached once: .* \(delete it at any time\)",
-            r"model: vit_xs_8, [\d.]+M parameters, 3×4 tokens .*, [\d.]+ GMACs a picture of 24×32",
+            r"model: toy, [\d.]+M parameters, 3×4 tokens .*, [\d.]+ GMACs a picture of 24×32",
             r"plan: 2 epochs, \d+ steps .*; about \d+:\d\d",
             r"epoch 1 .*top1",
             r"epoch 2 .*top1",
@@ -355,7 +363,7 @@ class TestRefusedData:
         (data / "red" / "empty.jpg").touch()
         cut = data / "blue" / "02.png"
         cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 3 // 4])
-        code, out, _ = call("train", data, "--skip-bad", "--epochs", "1", *TINY_WORDS, "--out", "run")
+        code, out, _ = call("train", data, "--skip-bad", "--epochs", "1", *TOY_WORDS, "--out", "run")
         assert code == 0
         assert "red/empty.jpg" in out
         assert "blue/02.png" in out
@@ -438,7 +446,7 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 class TestFullDisk:
     def test_the_cache(self, shapes, tmp_path):
         cache, run = tmp_path / "cache", tmp_path / "run"
-        err = refusal(vitreous("train", shapes, "--out", run, "--cache", cache, *TINY_WORDS, limit=50_000))
+        err = refusal(vitreous("train", shapes, "--out", run, "--cache", cache, *TINY_WORDS, limit=20_000))
         assert f"{cache}: the pixels cannot be cached there (File too large); make room" in err
         assert "--cache off" in err
         assert not run.exists()
@@ -462,7 +470,7 @@ class TestFullDisk:
     ):
         disk = tmp_path / "disk"
         disk.mkdir()
-        size = "size=80m"  # room for one or two checkpoints of 32 MB, not for three
+        size = "size=20m"  # room for one or two checkpoints of 8 MB, not for three
         if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", disk], capture_output=True).returncode:
             pytest.skip("only root may mount a small disk")
         try:
@@ -483,7 +491,7 @@ class TestFullDisk:
 class TestInterrupted:
     def test_predict_into_a_pipe_that_closes_says_nothing(self, shapes, shapes_run):
         command = f"{sys.executable} -m vitreous predict {shapes_run} {shapes} --json | head -1"
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE)
         assert json.loads(done.stdout.removeprefix("["))["error"] is None
         assert done.stderr == ""
 
@@ -555,7 +563,7 @@ class TestSkipDone:
             assert process.poll() is None, "it ended before it could be interrupted"
             time.sleep(0.002)
         process.send_signal(signal.SIGINT)
-        said, err = process.communicate(timeout=60)
+        said, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, err) == (130, "\nvitreous predict: interrupted\n")
         assert f"the rows so far are in {part}; --skip-done goes on with them" in said
         assert not out.exists()

@@ -4,7 +4,6 @@ import io
 import logging
 import struct
 import sys
-import time
 import tracemalloc
 import warnings
 import zlib
@@ -604,11 +603,7 @@ def test_many_threads_get_the_same_pixels():
 def test_inspect_reads_no_pixels_of_a_large_photo():
     picture = saved(Image.effect_noise((3000, 2000), 80), "JPEG")
     assert inspect(picture, "x") == Facts(2000, 3000, 1, "uint8")
-    start = time.perf_counter()
-    decode(picture, "x")
-    between = time.perf_counter()
-    inspect(picture, "x")
-    assert time.perf_counter() - between < (between - start) / 3
+    assert inspect(picture[:5000], "x") == Facts(2000, 3000, 1, "uint8")  # all but the head of it is gone
 
 
 def test_the_decoder_names_its_libraries_and_versions():

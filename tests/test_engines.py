@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its files, and what PyTorch gives."""
+    """A model, its graphs, its files, and what PyTorch gives."""
 
     model: VisionTransformer
     card: Card
+    programs: Mapping[Size, torch.export.ExportedProgram]
     files: dict[str, Path]
 
     def pixels(self, size: Size, count: int) -> np.ndarray:
@@ -76,7 +78,7 @@ def make_case(
     programs = export_graphs(model, spec, task, card.calibration)
     write_openvino(folder / "fp32.zip", {size: to_openvino(program) for size, program in programs.items()}, card)
     write_onnx(folder / "fp32.onnx", {size: to_onnx(program) for size, program in programs.items()}, card)
-    return Case(model, card, {"openvino": folder / "fp32.zip", "onnxruntime": folder / "fp32.onnx"})
+    return Case(model, card, programs, {"openvino": folder / "fp32.zip", "onnxruntime": folder / "fp32.onnx"})
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +134,11 @@ class TestTorch:
 
     @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # as inductor is imported
     def test_compiled_gives_the_same_for_numbers_of_pictures_that_it_is_filled_up_to(self, patch):
-        engine = TorchEngine(patch.model, patch.card.spec, CPU, compiled=True)
+        model, spec = tiny_model(tiny_config("patch", depth=1)), patch.card.spec
+        engine = TorchEngine(model, spec, CPU, compiled=True)
         assert (engine.name, engine.precision) == ("compiled", "fp32")
         pixels = patch.pixels((12, 40), 4)
-        exact = TorchEngine(patch.model, patch.card.spec, CPU).run(pixels)
+        exact = TorchEngine(model, spec, CPU).run(pixels)
         for count in (4, 3):
             np.testing.assert_allclose(engine.run(pixels[:count]), exact[:count], rtol=0, atol=1e-5)
 
@@ -169,8 +172,8 @@ class TestONNXFile:
             engine.run(patch.pixels((24, 48), 2))
 
     def test_bf16_halves_it_and_computes_with_rounded_weights(self, patch, tmp_path):
-        programs = export_graphs(patch.model, patch.card.spec, CLASSES, patch.card.calibration)
-        write_onnx(tmp_path / "half.onnx", {s: to_onnx(p) for s, p in programs.items()}, changed(patch.card, "bf16"))
+        graphs = {size: to_onnx(program) for size, program in patch.programs.items()}
+        write_onnx(tmp_path / "half.onnx", graphs, changed(patch.card, "bf16"))
         onnx.checker.check_model(onnx.load(tmp_path / "half.onnx"), full_check=True)
         saved = patch.files["onnxruntime"].stat().st_size - (tmp_path / "half.onnx").stat().st_size
         matrices = sum(weight.numel() * 4 for weight in patch.model.parameters() if weight.dim() > 1)
@@ -203,11 +206,10 @@ class TestInt8:
     def test_it_is_smaller_and_near(self, patch, tmp_path, name):
         convert, write = {"openvino": (to_openvino, write_openvino), "onnxruntime": (to_onnx, write_onnx)}[name]
         spec = InputSpec(3, "uint8", ((12, 40),), patch.card.spec.mean, patch.card.spec.std)
-        programs = export_graphs(patch.model, spec, CLASSES, patch.card.calibration)
         pixels = draw(spec, (12, 40), 64)
         path = tmp_path / patch.files[name].name
-        graphs = {size: quantized(convert(program), pixels, smooth=False) for size, program in programs.items()}
-        write(path, graphs, changed(patch.card, "int8", spec))
+        graph = quantized(convert(patch.programs[12, 40]), pixels, smooth=False)
+        write(path, {(12, 40): graph}, changed(patch.card, "int8", spec))
         _, engine = open_export(path, 1)
         exact = TorchEngine(patch.model, spec, CPU).run(pixels[:20])
         found = engine.run(pixels[:20])

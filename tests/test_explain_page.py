@@ -93,7 +93,7 @@ HOSTILE = [
 def visit(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     """Opens a page from disk, offline. Whatever it says to the console, asks for or throws fails the test."""
     context = browser.new_context(offline=True, viewport={"width": 1280, "height": 900}, color_scheme="light")
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(120_000)
     faults: list[str] = []
 
     def opened(explanations: PageExplanation | Sequence[PageExplanation], facts: PageFacts = FACTS) -> Page:

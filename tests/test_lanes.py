@@ -33,7 +33,7 @@ class TestLanes:
 
     def test_parts_are_computed_at_the_same_time_each_on_its_share_of_the_threads(self):
         torch.set_num_threads(4)
-        meet = threading.Barrier(2, timeout=10)
+        meet = threading.Barrier(2, timeout=300)
 
         def part(_):
             meet.wait()  # never comes back where one waits for the other to end

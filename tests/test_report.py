@@ -43,7 +43,7 @@ from vitreous.rundir import RunDir
 from vitreous.training.recipe import TrainConfig
 
 HOSTILE = ['<img src=x onerror="alert(1)">', "</script><script>alert(2)</script>", "'; & “quoted” \\ $a_b$ שלום 猫"]
-SHORT = {**making.TINY, "epochs": 2, "batch": 8, "seed": 1}
+SHORT = {**making.TOY, "epochs": 2, "batch": 8, "seed": 1}
 VOID = {"meta", "link", "img", "input", "br", "hr", "path", "circle", "rect", "polygon"}
 SECTIONS = {
     "classification": ["learning", "classes", "confusion", "calibration", "mistakes", "pictures", "repeat", "card"],
@@ -130,7 +130,7 @@ def runs(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
         "regression": making.make_blobs(root / "blobs", 40),
     }
     return {
-        kind: (place, vitreous.train(place, out=root / kind, **{**SHORT, "size": "24x32", "validation": 0.5}))
+        kind: (place, vitreous.train(place, out=root / kind, **{**SHORT, "validation": 0.5}))
         for kind, place in data.items()
     }
 
@@ -644,13 +644,12 @@ class TestRefusals:
 
 
 class TestTheCommandLine:
-    def test_writes_the_page_into_the_run_directory_with_maps_and_figures(self, runs, tmp_path):
+    def test_writes_the_page_into_the_run_directory_with_maps_and_figures(self, runs, tmp_path, capsys):
         run = tmp_path / "run"
         shutil.copytree(runs["classification"][1], run)
         before = making.tree(run)
-        done = making.vitreous("report", run, "--json")
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == {"page": str(run / "report.html")}
+        assert main(["report", str(run), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"page": str(run / "report.html")}
         assert making.tree(run) == before | {str(run / "report.html")}
         page = Page((run / "report.html").read_text("utf-8"))
         assert evaluated(runs, "classification").summary["nll"] in page.numbers()
@@ -658,18 +657,18 @@ class TestTheCommandLine:
         assert len(page.all("img", **{"class": "map coarse"})) == len(shots) > 0
         assert len(page.all("svg", **{"class": "drawn"})) >= 5
 
-    def test_shows_other_data_where_it_is_told_to(self, runs, tmp_path):
+    def test_shows_other_data_where_it_is_told_to(self, runs, tmp_path, capsys):
         _, run = runs["classification"]
         other, before = make_table(tmp_path / "other", ["label"], classes(9), seed=7), making.tree(run)
-        done = making.vitreous("report", run, other, "--split", "all", "--out", tmp_path / "other.html")
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[-1] == f"page: {tmp_path / 'other.html'}"
+        words = ["report", run, other, "--split", "all", "--out", tmp_path / "other.html"]
+        assert main([str(word) for word in words]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"page: {tmp_path / 'other.html'}"
         assert "Measured on 9 pictures of table.csv" in (tmp_path / "other.html").read_text("utf-8")
         assert making.tree(run) == before
 
     def test_of_a_training_writes_it_when_that_is_done_and_asked_for(self, tmp_path, capsys):
         data, out = make_table(tmp_path / "data", ["label"], classes(12)), tmp_path / "run"
-        words = [*making.TINY_WORDS, "--epochs", "1", "--batch", "4", "--validation", "0.5", "--json"]
+        words = [*making.TOY_WORDS, "--epochs", "1", "--batch", "4", "--validation", "0.5", "--json"]
         assert main(["train", str(data), "--out", str(out), "--report", *words]) == 0
         told = capsys.readouterr()
         assert json.loads(told.out)["page"] == str(out / "report.html")

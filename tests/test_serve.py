@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from making import COLOURS, make_shapes, shape
+from making import COLOURS, PATIENCE, make_shapes, shape
 from PIL import Image
 from serving import Running, gated, read_one, read_response, running
 
@@ -45,7 +45,7 @@ def server(predictor) -> Iterator[Running]:
         yield served
 
 
-def until(true: Callable[[], bool], seconds: float = 10) -> None:
+def until(true: Callable[[], bool], seconds: float = PATIENCE) -> None:
     """Waits for something that must come."""
     end = time.monotonic() + seconds
     while not true():
@@ -274,16 +274,16 @@ class TestTooMuch:
 
     def test_what_is_past_its_deadline_gets_503_and_is_not_computed(self, predictor, fresh):
         slow, gate = gated(predictor)
-        with running(slow, deadline=0.3) as served, ThreadPoolExecutor(4) as clients:
+        with running(slow, deadline=1.5) as served, ThreadPoolExecutor(4) as clients:
             first = clients.submit(served.ask, fresh[0].read_bytes())
             until(lambda: len(gate.batches) == 2)
             late = [clients.submit(served.ask, path.read_bytes()) for path in fresh[1:4]]
             until(lambda: served.count("vitreous_waiting_pictures") == 4)
-            time.sleep(0.5)
+            time.sleep(1.7)
             gate.opened.set()
             assert first.result().status_code == 200  # it was begun with in time
             assert [asked.result().status_code for asked in late] == [503] * 3
-            assert late[0].result().json()["error"] == "not begun within 0.3 seconds"
+            assert late[0].result().json()["error"] == "not begun within 1.5 seconds"
             assert "retry-after" in late[0].result().headers
         assert gate.batches[1:] == [1]
 
@@ -318,38 +318,33 @@ class TestTooMuch:
 class TestTooSlow:
     def test_a_body_that_stops_coming_gets_408(self, predictor):
         with running(predictor, patience=0.4) as served, served.connect() as connection:
-            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc")
             start = time.monotonic()
+            connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\nabc")
             response = read_response(connection)
             assert response.startswith(b"HTTP/1.1 408 ")
             assert b"connection: close" in response.lower()
-            assert 0.2 < time.monotonic() - start < 5
+            assert time.monotonic() - start > 0.2
 
     def test_a_body_that_trickles_gets_408_though_each_byte_is_in_time(self, predictor):
         with running(predictor, patience=0.4, slowest=1000) as served, served.connect() as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n")
-            start = time.monotonic()
-            send_slowly(connection, (b"x" for _ in range(200)), 0.02)
-            assert time.monotonic() - start < 3
+            assert send_slowly(connection, (b"x" for _ in range(4000)), 0.02) < 4000
 
     @pytest.mark.parametrize(
         "beginning", [b"", b"POST /predict HT", b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: "]
     )
     def test_a_head_that_does_not_come_to_an_end_is_cut_off(self, predictor, beginning):
         with running(predictor, patience=0.4) as served, served.connect() as connection:
-            start = time.monotonic()
             connection.sendall(beginning)
-            send_slowly(connection, (b"x" for _ in range(200)), 0.02) if beginning else None
+            sent = send_slowly(connection, (b"x" for _ in range(4000)), 0.02) if beginning else 0
             assert read_response(connection) == b""
-            assert time.monotonic() - start < 3
+            assert sent < 4000
 
     def test_a_rest_that_trickles_after_the_answer_is_cut_off(self, predictor):
         with running(predictor, patience=0.4) as served, served.connect() as connection:
             connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n")
             assert read_one(connection).startswith(b"HTTP/1.1 404 ")
-            start = time.monotonic()
-            send_slowly(connection, (b"x" for _ in range(200)), 0.02)
-            assert time.monotonic() - start < 3
+            assert send_slowly(connection, (b"x" for _ in range(4000)), 0.02) < 4000
 
     def test_idle_connections_shut_nobody_out(self, predictor, fresh):
         with running(predictor, connections=10) as served:

@@ -46,7 +46,7 @@ def visit(browser: Browser) -> Iterator[Visit]:
 
     def opened(server: Running, **options) -> Page:
         contexts.append(browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}))
-        contexts[-1].set_default_timeout(30_000)
+        contexts[-1].set_default_timeout(120_000)
         shown = contexts[-1].new_page()
         said = lambda message: None if "status of 4" in message.text else faults.append(message.text)  # noqa: E731
         shown.on("console", said)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from making import make_shapes
+from making import PATIENCE, make_shapes
 from making import vitreous as vitreous_process
 from serving import read_one, read_response, running
 
@@ -34,7 +34,7 @@ def load():
     predictor.outputs = slowly
     return predictor
 
-serve(load, Settings(port=0, grace=20), lambda facts: print(json.dumps(facts), flush=True))
+serve(load, Settings(port=0, grace=2 * float(sys.argv[3])), lambda facts: print(json.dumps(facts), flush=True))
 print("ended")
 """
 
@@ -43,7 +43,7 @@ class Process:
     """A server whose engine takes its time."""
 
     def __init__(self, run: Path, seconds: float):
-        command = [sys.executable, "-c", START, str(run), str(seconds)]
+        command = [sys.executable, "-c", START, str(run), str(seconds), str(PATIENCE)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.facts = json.loads(self.process.stdout.readline())
@@ -52,7 +52,7 @@ class Process:
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str, str]:
         """Signals it; its exit code, and what it said."""
         self.process.send_signal(number)
-        said, faults = self.process.communicate(timeout=30)
+        said, faults = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, said, faults
 
 
@@ -77,7 +77,7 @@ def content(tmp_path_factory) -> bytes:
 
 
 def ask(address: str, content: bytes) -> int:
-    return httpx.post(f"{address}/predict", content=content, timeout=30).status_code
+    return httpx.post(f"{address}/predict", content=content, timeout=PATIENCE).status_code
 
 
 class TestEnding:
@@ -102,7 +102,7 @@ class TestEnding:
         stopped = threading.Event()
 
         def go_on() -> None:
-            with httpx.Client(base_url=served.address, timeout=20) as client:
+            with httpx.Client(base_url=served.address, timeout=PATIENCE) as client:
                 while not stopped.is_set():
                     try:
                         answered.append(client.post("/predict", content=content).status_code)
@@ -115,36 +115,33 @@ class TestEnding:
         threads = [threading.Thread(target=go_on) for _ in range(8)]
         for thread in threads:
             thread.start()
-        time.sleep(1)
+        while len(answered) <= 20:
+            assert not lost, lost
+            time.sleep(0.01)
         code, _, faults = served.end()
         stopped.set()
         for thread in threads:
             thread.join()
         assert (code, faults, lost) == (0, "", [])
         assert set(answered) == {200}
-        assert len(answered) > 20
 
     def test_a_request_of_the_last_moment_is_answered_and_is_the_last(self, shapes_run, content, monkeypatch):
-        monkeypatch.setattr("vitreous.serve.connection.LAST_CALL", 5)
+        monkeypatch.setattr("vitreous.serve.connection.LAST_CALL", 2 * PATIENCE)
         head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n".encode()
         with running(vitreous.load(shapes_run)) as served, served.connect() as connection:
             connection.sendall(head + content)
             assert read_one(connection).startswith(b"HTTP/1.1 200 ")
             served.server.should_exit = True
             time.sleep(0.5)
-            begin = time.monotonic()
             connection.sendall(head + content)
             assert read_response(connection).startswith(b"HTTP/1.1 200 ")  # until the other side closes
-            assert time.monotonic() - begin < 4
 
     def test_idle_connections_do_not_keep_it(self, start):
         served = start()
         with httpx.Client(base_url=served.address) as client:
             assert client.get("/health/live").status_code == 200
-            begin = time.monotonic()
             code, _, faults = served.end()
             assert (code, faults) == (0, "")
-            assert time.monotonic() - begin < 5
 
 
 class TestStarting:
@@ -172,7 +169,7 @@ class TestStarting:
             facts = json.loads(process.stdout.readline())
             status = ask(facts["address"], content)
             process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=PATIENCE)
         assert (status, process.returncode) == (200, 0)
         assert said == f"{facts['address']}   torch, fp32; no key is asked for; Ctrl-C ends it\n"
 
@@ -184,7 +181,7 @@ class TestStarting:
     def test_without_its_packages_it_says_what_to_install(self, shapes_run):
         script = "import sys; sys.modules['uvicorn'] = None\n" + START
         done = subprocess.run(
-            [sys.executable, "-c", script, str(shapes_run), "0"], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", script, str(shapes_run), "0", "0"], capture_output=True, text=True, timeout=PATIENCE
         )
         assert "pip install 'vitreous[serve]'" in done.stderr
 

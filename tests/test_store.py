@@ -311,7 +311,7 @@ except InputError as fault:
     print(type(fault.__cause__).__name__, fault)
 """
         ran = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
         )
         assert (ran.returncode, ran.stderr) == (0, "")
         assert ran.stdout.startswith(f"OSError {tmp_path}: the pixels cannot be cached there")

@@ -2,8 +2,11 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import shutil
+import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import torch
 from making import (
     TINY,
     TINY_WORDS,
+    TOY,
     blob,
     kill_when,
     make_blobs,
@@ -39,7 +43,7 @@ from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, prepare_again
 from vitreous.training.recipe import Pace, Plan, TrainConfig
 
-SHORT = {**TINY, "epochs": 3, "batch": 8}
+SHORT = {**TOY, "epochs": 2, "batch": 8}
 LONG = {**TINY, "epochs": 6, "batch": 8, "save_every": 3}
 LONG_WORDS = (*TINY_WORDS, "--epochs", "6", "--batch", "8", "--save-every", "3")
 
@@ -94,17 +98,23 @@ class TestTheSameBits:
         assert same_bits(weights(again), weights(first))
 
 
+@pytest.fixture(scope="module")
+def whole(shapes, tmp_path_factory) -> Path:
+    """A run that nothing has disturbed."""
+    return vitreous.train(shapes, out=tmp_path_factory.mktemp("runs") / "whole", **LONG)
+
+
 class TestKilledAndResumed:
-    def test_a_vit_ends_with_the_bits_of_the_run_that_was_not_killed(self, shapes, tmp_path):
+    def test_a_vit_ends_with_the_bits_of_the_run_that_was_not_killed(self, shapes, whole, tmp_path):
         run = tmp_path / "killed"
         kill_when(("train", shapes, "--out", run, *LONG_WORDS), lambda: half_done(run))
         assert_unfinished(run)
         vitreous.train(resume=run)
-        assert_same_run(run, vitreous.train(shapes, out=tmp_path / "whole", **LONG))
+        assert_same_run(run, whole)
 
     def test_a_t2t_vit_does_too(self, shapes, tmp_path):
-        run, options = tmp_path / "killed", {**LONG, "model": "t2t_vit_xs_16", "size": "32x48"}
-        words = ("--model", "t2t_vit_xs_16", "--size", "32x48", "--threads", "1", *LONG_WORDS[6:])
+        run, options = tmp_path / "killed", {**LONG, "model": "t2t_vit_xs_4", "size": "12x16", "optimizer": "adamw"}
+        words = ("--model", "t2t_vit_xs_4", "--optimizer", "adamw", *LONG_WORDS[2:])
         kill_when(("train", shapes, "--out", run, *words), lambda: half_done(run))
         assert_unfinished(run)
         vitreous.train(resume=run)
@@ -112,14 +122,14 @@ class TestKilledAndResumed:
 
     def test_portrait_and_landscape_mixed_and_killed_twice_does_too(self, tmp_path):
         data, run = make_shapes(tmp_path / "mixed", mixed=True), tmp_path / "killed"
-        words = ("--model", "vit_xs_8", "--size", "28", "--threads", "1", *LONG_WORDS[6:])
+        words = ("--model", "vit_xxs_4", "--size", "14", "--threads", "1", *LONG_WORDS[6:])
         kill_when(("train", data, "--out", run, *words, "--workers", "2"), lambda: half_done(run))
         assert_unfinished(run)
         at = newest_step(run)
         kill_when(("train", "--resume", run), lambda: half_done(run, at + 6))
         assert_unfinished(run)
         vitreous.train(resume=run)
-        whole = vitreous.train(data, out=tmp_path / "whole", **{**LONG, "size": 28, "workers": 2})
+        whole = vitreous.train(data, out=tmp_path / "whole", **{**LONG, "size": 14, "workers": 2})
         assert len(json_of(whole, "config.json")["input"]["sizes"]) == 2
         assert_same_run(run, whole)
 
@@ -140,8 +150,7 @@ class TestKilledAndResumed:
         assert newest_step(run) == plan["points"][-1][2]
         assert_same_run(run, whole)
 
-    def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(self, shapes, tmp_path, capsys):
-        whole = vitreous.train(shapes, out=tmp_path / "whole", **LONG)
+    def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(self, whole, tmp_path, capsys):
         run = tmp_path / "damaged"
         shutil.copytree(whole, run)
         (run / "model.safetensors").unlink()
@@ -193,7 +202,7 @@ def small(tmp_path_factory) -> tuple[Path, Job, Plan]:
     """A small finished regression run, its job and plan."""
     root = tmp_path_factory.mktemp("small")
     table = make_blobs(root / "blobs", 40)
-    options = {**TINY, "size": "24x40", "epochs": 4, "batch": 8, "save_every": 3, "precision": "fp32"}
+    options = {**TOY, "size": "24x40", "epochs": 4, "batch": 8, "save_every": 3, "precision": "fp32"}
     run = vitreous.train(table, out=root / "run", **options)
     job = prepare_again(RunDir.open(run), Journal(quiet=True))
     return run, job, Plan.from_json(json_of(run, "plan.json"))
@@ -235,7 +244,10 @@ class TestKeepToBudget:
         assert least <= new.steps <= most
         assert Plan.from_json(json.loads(file.read_text("utf-8"))) == new
 
-    def test_a_stall_in_the_first_timing_is_mended_before_the_first_row(self, small, tmp_path):
+    def test_a_stall_in_the_first_timing_is_mended_before_the_first_row(self, small, tmp_path, monkeypatch):
+        ticks = itertools.count()  # of a clock that goes by how often it is asked: a step takes some hundredths
+        clock = types.SimpleNamespace(**{**vars(time), "perf_counter": lambda: 0.02 * next(ticks)})
+        monkeypatch.setattr("vitreous.training.loop.time", clock)
         _, job, plan = small
         slow = {"points": ((0, 0.0, 4),), "budget": 2.0, "pace": Pace(0.5, 0.5, 0.0), "save_every": 0}
         plan = dataclasses.replace(plan, **slow)
@@ -336,7 +348,7 @@ def unbalanced(root: Path) -> Path:
 def rare(tmp_path_factory) -> tuple[Path, Job, Plan]:
     """A run on unbalanced classes with class weights and accumulation, its job and plan."""
     root = tmp_path_factory.mktemp("rare")
-    options = {**TINY, "epochs": 2, "batch": 8, "precision": "fp32", "balance": "weights", "accumulate": 3}
+    options = {**TOY, "epochs": 2, "batch": 8, "precision": "fp32", "balance": "weights", "accumulate": 3}
     run = vitreous.train(unbalanced(root / "data"), out=root / "run", **options)
     job = prepare_again(RunDir.open(run), Journal(quiet=True))
     return run, job, Plan.from_json(json_of(run, "plan.json"))
@@ -458,8 +470,8 @@ class TestInit:
         run = vitreous.train(shapes, out=tmp_path / "run", init=first, layer_decay=0.1, weight_decay=0.0, **options)
         start, end = weights_at_start(run), RunDir.open(run).read_weights()
         moved = {n: float((end[n] - start[n]).abs().max()) for n in end}
-        late = moved["blocks.5.mlp.contract.weight"]
-        assert 0 < moved["blocks.0.mlp.contract.weight"] < 0.01 * late
+        late = moved["blocks.1.mlp.contract.weight"]
+        assert 0 < moved["blocks.0.mlp.contract.weight"] < 0.2 * late
 
     def test_another_projects_checkpoint_is_a_beginning(self, shapes, tmp_path):
         donor = vitreous.create("deit_ti_16", image_size=(32, 32), outputs=7, depth=2, seed=3)
@@ -522,7 +534,7 @@ class TestTasks:
             Image.fromarray(pixels).save(tmp_path / f"{i}.png")
             rows.append(f"{i}.png,{warm},{left}")
         (tmp_path / "table.csv").write_text("\n".join(rows), "utf-8")
-        options = {**TINY, "epochs": 12, "batch": 8, "lr": 1e-3, "augment": "none"}
+        options = {**TOY, "epochs": 12, "batch": 8, "lr": 4e-3, "augment": "none"}
         run = vitreous.train(tmp_path / "table.csv", out=tmp_path / "run", **options)
         assert json_of(run, "config.json")["task"]["kind"] == "multilabel"
         assert json_of(run, "validation.json")["summary"]["map"] > 0.8
@@ -582,7 +594,7 @@ class TestTheRunDirectory:
         monkeypatch.chdir(tmp_path)
         run = vitreous.train(shapes, **{**SHORT, "epochs": 1})
         assert run.parent == Path("runs")
-        assert run.name.startswith("shapes-vit_xs_8-20")
+        assert run.name.startswith("shapes-toy-20")
 
     def test_split_lists_every_picture_once_and_test_pictures_are_not_trained_on(self, tmp_path):
         data = tmp_path / "data"

@@ -122,19 +122,16 @@ def count_parameters(model: nn.Module) -> int:
 
 def count_macs(config: ModelConfig, height: int, width: int) -> int:
     """Multiply-accumulates of one picture's forward pass, the products of attention counted."""
-
-    def count(depth: int) -> int:
-        with torch.device("meta"):
-            model = VisionTransformer(dataclasses.replace(config, depth=depth))
-            pixels = torch.empty(1, config.channels, height, width)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(pixels)
-        return counter.get_total_flops() // 2
-
-    if config.merge:
-        return count(config.depth)
-    one = count(1)
-    return one + (config.depth - 1) * (count(2) - one)  # the blocks are alike
+    alike = not config.merge and config.ablation != "dense"  # then the first block tells of all
+    shown = dataclasses.replace(config, depth=1) if alike else config
+    with torch.device("meta"):
+        model = VisionTransformer(shown)
+        pixels = torch.empty(1, config.channels, height, width)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(pixels)
+    counts, parts = counter.get_flop_counts(), ("blocks", "position.convolutions")
+    block = sum(sum(counts.get(f"VisionTransformer.{part}.0", {}).values()) for part in parts)
+    return (counter.get_total_flops() + (config.depth - shown.depth) * block) // 2
 
 
 def describe_presets(size: str, channels: int, outputs: int) -> list[dict[str, Any]]:
@@ -152,18 +149,23 @@ def describe_presets(size: str, channels: int, outputs: int) -> list[dict[str, A
         fits = all(n % s == 0 for n, s in zip(wanted, config.stride, strict=True))
         shown = config.image_size if small or not fits else wanted
         row = dataclasses.replace(config, image_size=shown, channels=channels, outputs=outputs)
-        with torch.device("meta"):
-            parameters = count_parameters(VisionTransformer(row))
         rows.append(
             {
                 "model": name,
-                "parameters": parameters,
+                "parameters": _parameters_of(row),
                 "macs": count_macs(row, *shown),
                 "size": shown,
                 "grid": row.grid(*shown),
             }
         )
     return rows
+
+
+def _parameters_of(config: ModelConfig) -> int:
+    """What `count_parameters` gives for its model, from two of one and of two blocks: each further one adds the same."""
+    with torch.device("meta"):
+        one, two = (count_parameters(VisionTransformer(dataclasses.replace(config, depth=d))) for d in (1, 2))
+    return one + (config.depth - 1) * (two - one)
 
 
 def make_blocks(config: ModelConfig) -> tuple[nn.ModuleList, int]:

@@ -377,8 +377,12 @@ function drawLens() {
   const width = host.clientWidth, narrow = width < 520, height = narrow ? 260 : 320, depth = lens.values.length, probability = lens.unit === null;
   const [low, high] = lensRange(lens), { ticks, decimals } = probability ? { ticks: [0, 0.25, 0.5, 0.75, 1] } : ticksOf(low, high);
   const marks = ticks.map(tick => probability ? `${100 * tick}` : fixed(tick, decimals)), number = lensNumber(lens);
-  const written = x => probability ? `${Math.round(100 * (x ?? 0))} %` : fixed(x, decimals + 1), beside = Math.max(...lens.values.flat().map(x => written(x).length));
-  const box = { left: 16 + 7 * Math.max(...marks.map(mark => mark.length)), right: width - (narrow ? 116 : 168) - 8 * Math.max(0, beside - 5), top: 18, bottom: height - 34 };
+  const written = x => probability ? `${Math.round(100 * (x ?? 0))} %` : fixed(x, decimals + 1);
+  const most = narrow ? 11 : 16, named = lens.names.map(name => isolated([...name].length > most ? `${[...name].slice(0, most - 1).join('')}…` : name));
+  const pen = document.createElement('canvas').getContext('2d'), widest = texts => Math.max(...texts.map(text => pen.measureText(text).width));
+  pen.font = `600 13px ${getComputedStyle(host).fontFamily}`;  // fonts differ in width from machine to machine
+  const beside = Math.max(narrow ? 116 : 168, 14 + widest(lens.values.flat().map(written)) + widest(named.map(name => ` ${name}`)));
+  const box = { left: 16 + 7 * Math.max(...marks.map(mark => mark.length)), right: width - beside, top: 18, bottom: height - 34 };
   const x = i => box.left + (box.right - box.left) * (depth > 1 ? i / (depth - 1) : 1), y = v => box.bottom - (box.bottom - box.top) * ((v ?? low) - low) / (high - low);
   const svg = draw('svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': lensWords(lens) });
   ticks.forEach((tick, i) => svg.append(draw('line', { class: 'rule', x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }), draw('text', { x: box.left - 8, y: y(tick) + 4, 'text-anchor': 'end' }, marks[i])));
@@ -394,10 +398,10 @@ function drawLens() {
   const cursor = draw('line', { class: 'cursor', y1: box.top, y2: box.bottom, visibility: 'hidden' });
   svg.append(cursor);
   for (const k of order) svg.append(draw('path', { class: colour(k), d: lens.values.map((row, i) => `${i ? 'L' : 'M'}${x(i).toFixed(1)} ${y(row[k]).toFixed(1)}`).join('') }));
-  const most = narrow ? 11 : 16, values = [], dots = [];
+  const values = [], dots = [];
   for (const { k, y: top } of labels) {
     const name = lens.names[k], dot = draw('circle', { class: colour(k), r: k === target ? 4.5 : 3.5 }), value = draw('tspan');
-    svg.append(dot, draw('text', { class: `name ${colour(k)}`, x: box.right + 10, y: top }, draw('title', {}, name), value, ` ${isolated([...name].length > most ? `${[...name].slice(0, most - 1).join('')}…` : name)}`));
+    svg.append(dot, draw('text', { class: `name ${colour(k)}`, x: box.right + 10, y: top }, draw('title', {}, name), value, ` ${named[k]}`));
     values.push([k, value]);
     dots.push([k, dot]);
   }
