@@ -126,16 +126,16 @@ class RunDir:
         except InputError as fault:
             raise InputError(f"{self.path / name} is damaged: {fault}") from None
 
-    def place(self) -> str | None:
+    def place(self, network: bool = False) -> str | None:
         """Where the run's pictures were when it was trained; None for an imported one.
 
-        Raises `InputError` where that is no place on this machine: a run directory may be another's, and what it names
-        on a network is not asked for unless the user names it.
+        Raises `InputError` where that is on a `network`, unless that may be: a run directory may be another's, and
+        what it names there is only asked for if the user says so, or goes on with the run.
         """
         place = self.config().get("data")
         if place is not None and not isinstance(place, str):
             raise InputError(f"{self.path / 'config.json'} is damaged: data is {place!r}, expected a path")
-        if place and (place.startswith(("\\\\", "//")) or "://" in place):
+        if place and not network and (place.startswith(("\\\\", "//")) or "://" in place):
             raise InputError(f"the pictures of {self.path} were at {place}, on a network: name that place to use them")
         return place
 

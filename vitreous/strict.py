@@ -11,7 +11,7 @@ import pickletools
 import re
 import stat
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from vitreous.errors import InputError
 
 if TYPE_CHECKING:
+    from numpy.lib.npyio import NpzFile
     from torch import Tensor
 
 MOST_JSON = 64 << 20  # bytes of a JSON file: the confusion of two thousand classes has some forty million
@@ -80,9 +81,9 @@ def parse_json(text: bytes | str, name: str, most: int = MOST_JSON) -> dict[str,
             raise ValueError("expected an object")
         _check_depth(values)
     except RecursionError:
-        raise InputError(f"{name} is damaged (it is nested too deeply): expected what vitreous wrote") from None
+        raise InputError(f"{name} is damaged (it is nested too deeply): expected JSON") from None
     except ValueError as fault:
-        raise InputError(f"{name} is damaged ({fault}): expected JSON that vitreous wrote") from None
+        raise InputError(f"{name} is damaged ({fault}): expected JSON") from None
     return values
 
 
@@ -291,8 +292,8 @@ def check_memory(sizes: Iterable[int], path: Path) -> None:
         raise InputError(f"{path}: its {size:,} bytes claim to be {total:,} of weights; it is damaged or was made up")
 
 
-def npz_arrays(path: Path, times: float) -> "Mapping[str, Any]":
-    """The arrays of an .npz, opened without pickles once its sizes are known to be bounded. The caller closes it."""
+def open_npz(path: Path, times: float) -> "NpzFile":
+    """The arrays of an .npz that unpack to at most `times` its size, opened without pickles. The caller closes it."""
     import numpy as np
 
     check_archive(path, times)

@@ -186,6 +186,10 @@ class ModelConfig:
             number = type(value) in (int, float) and abs(value) < 1e300
             expect(type(usual) is not float or number, f"{field.name} is {value!r}: expected a number", field.name)
             expect(type(usual) is not bool or type(value) is bool, f"{field.name} is {value!r}: expected true or false")
+        for name in ("image_size", "patch_size", "kernels", "stem"):
+            value = getattr(self, name)
+            few = not isinstance(value, tuple) or len(value) <= MOST_STEPS
+            expect(few, f"{name} is of many numbers: expected at most {MOST_STEPS}", name)
         if wrong:  # that the rest cannot be compared with
             raise InputError.listing("this model cannot be built:", faults)
         for name, choices in CHOICES.items():
@@ -212,9 +216,6 @@ class ModelConfig:
             numbers = value if isinstance(value, tuple) else (value,)
             within = not sound(name) or all(number <= most for number in numbers if isinstance(number, int | float))
             expect(within, f"{name} is {value!r}: expected at most {most:,}", name)
-        for name in ("kernels", "stem"):
-            few = not sound(name) or len(getattr(self, name)) <= MOST_STEPS
-            expect(few, f"{name} is {getattr(self, name)!r}: expected at most {MOST_STEPS} numbers", name)
         if sound("width", "heads"):
             expect(self.width % self.heads == 0, f"width {self.width} does not divide by {self.heads} heads")
         if sound("token_width", "token_heads"):

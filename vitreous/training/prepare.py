@@ -137,12 +137,12 @@ def prepare_again(run: RunDir, journal: Journal, data: str | Path | None = None)
     Raises `InputError` where they are gone or changed.
     """
     config = run.parsed("config.json", "train", TrainConfig.from_json)
-    place = data or run.place()
+    place = data or run.place(network=True)
     if place is None:
         raise InputError(f"{run.path} was not trained here, so it cannot be resumed")
     if data is None:
         journal.say(f"pictures: {place}, as the run's config.json has it")
-    if data is None and place != "digits" and not Path(place).exists():
+    if data is None and place != "digits" and "://" not in str(place) and not Path(place).exists():
         raise InputError(
             f"the pictures of the run are gone from {place}; where they lie elsewhere now: "
             f"vitreous train DATA --resume {run.path}"
