@@ -56,22 +56,34 @@ def import_weights(
     if "fc_norm.weight" in tensors:
         hints.setdefault("norm_after_pool", True)
     config, named = _derive(kind, named, {**kind.defaults, **kind.told(tensors)}, hints, say, path)
-    with torch.device("meta"):  # what the shapes derive may be large: no memory is taken before all of them fit
-        own = VisionTransformer(config).state_dict()
+    first = _meta(dataclasses.replace(config, depth=1))  # where a block does not fit, hundreds of them need no look
+    if faults := _misshapen({name: first[name] for name in first if name.startswith("blocks.0.")}, named):
+        raise InputError.listing(f"{path} does not fit the config that was derived from it:", faults)
+    own = _meta(config)  # what the shapes derive may be large: no memory is taken before all of them fit
     fresh = {name for name in own if LAST_LAYER.fullmatch(name)} if not any(map(LAST_LAYER.fullmatch, named)) else set()
     faults = [f"missing: {name} {tuple(own[name].shape)}" for name in own if name not in named and name not in fresh]
     faults += [f"left over: {name} {tuple(named[name].shape)}" for name in named if name not in own]
-    faults += [
-        f"shape: {name} is {tuple(named[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in named
-        if name in own and named[name].shape != own[name].shape
-    ]
+    faults += _misshapen(own, named)
     if faults:
         raise InputError.listing(f"{path} does not fit the config that was derived from it:", faults)
     weights = {name: named[name] if name in named else torch.zeros(own[name].shape) for name in own}
     model = VisionTransformer(config)
     model.load_state_dict(weights)
     return model.eval()
+
+
+def _meta(config: ModelConfig) -> Tensors:
+    """The tensors of a model, on the meta device."""
+    with torch.device("meta"):
+        return VisionTransformer(config).state_dict()
+
+
+def _misshapen(own: Tensors, named: Tensors) -> list[str]:
+    return [
+        f"shape: {name} is {tuple(named[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in named
+        if name in own and named[name].shape != own[name].shape
+    ]
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
