@@ -10,7 +10,9 @@ import os
 import pickletools
 import re
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -40,6 +42,8 @@ TENSOR_PARTS = re.compile(  # what a pickle of tensors names, and the options th
 TORCH_MEMBER = re.compile(
     r"[^/]+/(data\.pkl|data/\d+|version|byteorder|\.data/serialization_id|\.format_version|\.storage_alignment)"
 )
+# What zipfile raises on a damaged archive: RuntimeError for passwords and kinds of packing that it does not know.
+ZIP_FAULTS = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error)
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # how torch.save began until 1.6: a magic number, pickled
 
 
@@ -220,7 +224,7 @@ def check_archive(path: Path, times: float) -> list[zipfile.ZipInfo]:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as fault:
+        except ZIP_FAULTS as fault:
             raise InputError(f"{path} cannot be read as an archive ({fault}): {expected}") from None
     names = [member.filename for member in members]
     if len(set(names)) < len(names):
@@ -254,8 +258,13 @@ def check_torch_file(path: Path) -> None:
         if strange or packed or len(pickles) != 1:
             what = f"it holds {strange[0]!r}" if strange else "it is packed" if packed else "it has no data.pkl"
             raise InputError(f"{path} is not what torch.save writes of weights: {what}")
-        with zipfile.ZipFile(path) as archive, archive.open(pickles[0]) as stream:
-            _check_pickles(stream, 1, path)
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(pickles[0]) as stream:
+                _check_pickles(stream, 1, path)
+        except InputError:
+            raise
+        except ZIP_FAULTS as fault:
+            raise InputError(f"{path} cannot be read as an archive ({fault}): it is damaged; copy it again") from None
     elif first == LEGACY:
         with open_regular(path) as file:
             _check_pickles(file, 5, path)  # a magic number, a version, sizes, the tensors, their keys
@@ -276,7 +285,7 @@ def _check_pickles(stream: Any, count: int, path: Path):
                     raise InputError(f"{path} holds more than weights, and is not opened: it asks for {what}")
                 if left < 0:
                     raise InputError(f"{path} holds more than weights: more than {MOST_PICKLED:,} parts")
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile, OverflowError) as fault:
+        except (*ZIP_FAULTS, OverflowError, MemoryError) as fault:
             if isinstance(fault, InputError):
                 raise
             raise InputError(f"{path} cannot be read as weights alone: {str(fault)[:200]}") from None

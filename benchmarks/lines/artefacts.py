@@ -1,14 +1,16 @@
 """Files that mean harm: nothing in them runs, nothing outside is read, each is refused in 2 s and 200 MB.
 
 The artefacts are those of tests/hostile.py, with bombs of 1 GB. Each is read in a process of its own that has imported
-what it needs. Seconds are of the processor, since other work on the machine is not the artefact's; a reader that waits
-is ended after a minute, and has failed. Memory is what the process held at most above what it held before. Files that
-were opened, and processes and connections that were begun, are told by Python's own audit events: what a library
-opens in C is not heard, which is why the artefacts that would have it do so are refused before a library sees them.
+what it needs, forked where that can be. Seconds are of the processor, since other work on the machine is not the
+artefact's; a reader that waits is ended after a minute, and has failed. Memory is what the process held at most above
+what it held before. Files that were opened, and processes and connections that were begun, are told by Python's own
+audit events: what a library opens in C is not heard, which is why the artefacts that would have it do so are refused
+before a library sees them.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -48,10 +50,8 @@ def run(options: argparse.Namespace) -> bool:
 
 def measure(name: str, folder: Path) -> dict[str, Any]:
     """One artefact, in a process of its own."""
-    words = [sys.executable, __file__, name, str(folder)]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE + 120)
-        row = json.loads(done.stdout.splitlines()[-1])
+        row = json.loads((forked if hasattr(os, "fork") else spawned)(name, folder).splitlines()[-1])
     except (subprocess.TimeoutExpired, IndexError, ValueError) as fault:
         row = {"seconds": float(PATIENCE), "megabytes": 0.0, "outcome": f"the process died or hung ({fault})"}
     if (folder / "canary").exists():
@@ -60,22 +60,52 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     return {**row, "good": within and row["outcome"] in ("refused", "passed over")}
 
 
-def child(name: str, folder: Path) -> None:
-    """Makes an artefact, reads it, and prints what came of it."""
-    import hostile
-    from PIL import Image
+def spawned(name: str, folder: Path) -> str:
+    """What a new process prints of an artefact."""
+    words = [sys.executable, __file__, name, str(folder)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE + 120).stdout
 
+
+def forked(name: str, folder: Path) -> str:
+    """What a copy of this process, in which nothing was read yet, prints of an artefact."""
+    prepare()
+    output, end = os.pipe()
+    if not (process := os.fork()):
+        os.dup2(end, 1)
+        try:
+            child(name, folder)
+        finally:
+            os._exit(1)
+    os.close(end)
+    with open(output) as said:
+        text = said.read()
+    os.waitpid(process, 0)
+    return text
+
+
+def prepare() -> None:
+    """Imports what reads the artefacts."""
     import vitreous.data.sources
     import vitreous.infer.choose
     import vitreous.infer.files
-    import vitreous.infer.sample  # noqa: F401
-    from vitreous.errors import InputError
+    import vitreous.infer.predictor
+    import vitreous.infer.sample
+    import vitreous.model.weights  # noqa: F401
     from vitreous.infer.engines import import_openvino, import_quietly
 
     import_quietly("onnxruntime")
     import_openvino()
     import pyarrow.csv
     import pyarrow.parquet  # noqa: F401
+
+
+def child(name: str, folder: Path) -> None:
+    """Makes an artefact, reads it, prints what came of it, and ends the process."""
+    prepare()
+    import hostile
+    from PIL import Image
+
+    from vitreous.errors import InputError
 
     hostile.BOMB = 1 << 30
     (folder / "own").mkdir()
@@ -110,8 +140,6 @@ def child(name: str, folder: Path) -> None:
 
 def end(outcome: str, seconds: float = float(PATIENCE), megabytes: float = 0.0) -> None:
     """Prints the row, and ends the process whatever else it does."""
-    import os
-
     print(json.dumps({"outcome": outcome, "seconds": seconds, "megabytes": megabytes}), flush=True)
     os._exit(0)
 

@@ -28,7 +28,7 @@ from vitreous.files import write_whole
 from vitreous.infer.engines import ONNXEngine, OpenVINOEngine, import_openvino, import_quietly
 from vitreous.infer.foreign import check_onnx, check_openvino
 from vitreous.infer.graph import quiet
-from vitreous.strict import check_archive, open_regular, parse_json
+from vitreous.strict import ZIP_FAULTS, check_archive, open_regular, parse_json
 
 FORMAT = 1
 SUFFIXES = {".onnx": "onnx", ".zip": "openvino"}
@@ -342,7 +342,7 @@ def _check_numbers(card: Card, last: list[Any], path: Path):
 def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as fault:  # the last: of a later version of .zip
+    except ZIP_FAULTS as fault:
         raise InputError(f"{path} cannot be read ({fault}): expected a file that `vitreous export` made") from None
 
 
@@ -355,7 +355,9 @@ def _member(file: zipfile.ZipFile, name: str, path: Path, most: int = 1 << 40) -
         return file.read(name)
     except KeyError:
         raise InputError(f"{path} holds no {name}: expected a file that `vitreous export` made") from None
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as fault:  # the last: it wants a password
+    except ZIP_FAULTS as fault:
+        if isinstance(fault, InputError):
+            raise
         raise InputError(f"{path}: {name} in it is damaged ({fault})") from None
 
 
