@@ -261,7 +261,7 @@ class TestDamagedFiles:
             assert fault in self.refused(path)
         whole = patch.files["onnxruntime"].read_bytes()
         path.write_bytes(whole.replace(b'"kind": "class', b'"kind": "\xff\xffass'))
-        assert "ONNX Runtime cannot read it" in self.refused(path)
+        assert "no ONNX file" in self.refused(path)
         del model.metadata_props[:]
         path.write_bytes(model.SerializeToString())
         assert "has no card: expected a file that `vitreous export` made" in self.refused(path)
@@ -304,7 +304,7 @@ class TestDamagedFiles:
         assert "weights.bin in it is damaged" in self.refused(path)
         assert whole[directory : directory + 4] == b"PK\x01\x02"
         path.write_bytes(whole[: directory + 6] + b"\xff" + whole[directory + 7 :])
-        assert "cannot be read (zip file version 25.5): expected a file" in self.refused(path)
+        assert "zip file version 25.5" in self.refused(path)
         for size in (0xFFFFFF00, facts.file_size + 500, facts.file_size - 4):
             lie = size.to_bytes(4, "little")
             path.write_bytes(whole[: directory + 24] + lie + whole[directory + 28 :])

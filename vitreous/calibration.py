@@ -8,6 +8,8 @@ import numpy as np
 
 from vitreous import metrics
 from vitreous.data.targets import Task
+from vitreous.errors import InputError
+from vitreous.fields import read_fields
 
 COVERAGE = 0.9  # of the set of plausible classes, and of the interval of a number
 
@@ -51,9 +53,20 @@ class Calibration:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The calibration that `to_json` wrote."""
-        halfwidth = tuple(math.inf if w is None else float(w) for w in values["halfwidth"])
-        return cls(float(values["temperature"]), float(values["threshold"]), halfwidth)
+        """The calibration that `to_json` wrote. Raises `InputError` for anything else."""
+        known = read_fields(_Written, values, "a calibration that cannot be read")
+        if known.temperature <= 0:
+            raise InputError(f"a calibration of temperature {known.temperature}: expected a number above 0")
+        return cls(known.temperature, known.threshold, tuple(math.inf if w is None else w for w in known.halfwidth))
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A calibration as it is written."""
+
+    temperature: float
+    threshold: float
+    halfwidth: tuple[float | None, ...]
 
 
 def summarise(task: Task, answers: np.ndarray, targets: np.ndarray) -> dict[str, Any]:

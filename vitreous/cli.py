@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitreous.errors import InputError
+from vitreous.errors import InputError, visible
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def _run(name: str, words: list[str]) -> int:
     try:
         return verbs.run(name, words)
     except InputError as fault:
-        print(f"vitreous {name}: {fault}", file=sys.stderr)
+        print(visible(f"vitreous {name}: {fault}"), file=sys.stderr)
     except OSError as fault:  # a full disk, a folder that may not be written
         if isinstance(fault, BrokenPipeError):  # `vitreous predict … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         where = f"{fault.filename}: " if fault.filename else ""
-        print(f"vitreous {name}: {where}{fault.strerror or fault}", file=sys.stderr)
+        print(visible(f"vitreous {name}: {where}{fault.strerror or fault}"), file=sys.stderr)
     except KeyboardInterrupt:
         print(f"\nvitreous {name}: interrupted", file=sys.stderr)
         return 130

@@ -1,5 +1,6 @@
-"""The one error that a user can cause and mend."""
+"""The one error that a user can cause and mend, and words of others in what is shown."""
 
+import re
 from collections.abc import Sequence
 from typing import Self
 
@@ -16,3 +17,15 @@ class InputError(ValueError):
         if len(faults) > SHOWN:
             lines.append(f"  … and {len(faults) - SHOWN:,} more")
         return cls("\n".join([*lines, advice] if advice else lines))
+
+
+# Control characters but for the end of a line and the tabulator, and those that turn the direction of writing.
+HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def visible(text: str) -> str:
+    """Text for a terminal or a log: what would move the cursor, colour or turn what is written shows as its code.
+
+    The names of files and classes are others' words: "\\x1b[2J" in one must not clear a screen.
+    """
+    return HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

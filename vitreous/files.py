@@ -1,6 +1,7 @@
-"""Files on disk: written whole or not at all."""
+"""Files on disk: written whole or not at all; and cells of tables that a spreadsheet takes for no formula."""
 
 import os
+import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,6 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+# What a spreadsheet takes for the start of a formula, at once or after the marks that keep it from that.
+FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+
+
+def guarded(cell: str) -> str:
+    """Text for a cell of a CSV: where it would begin a formula, an apostrophe comes before it. `unguarded` undoes it.
+
+    Names of files and classes are others' words, and =HYPERLINK(…) in one must not run where the table is opened.
+    """
+    return f"'{cell}" if FORMULA.match(cell) else cell
+
+
+def unguarded(cell: str) -> str:
+    """The text that `guarded` made this of."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def write_atomically(target: Path, content: bytes) -> None:

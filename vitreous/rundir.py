@@ -13,22 +13,26 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from vitreous.errors import InputError
-from vitreous.files import write_atomically, write_whole
+from vitreous.files import guarded, unguarded, write_atomically, write_whole
+from vitreous.strict import Header, open_regular, read_json, read_safetensors, safetensors_header
 
+T = TypeVar("T")
 FORMAT = 1  # of the run directory; one that this version cannot read is refused
+SPLITS = ("train", "validation", "test")
+KINDS = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 KEPT = 2  # checkpoints in last/: the newest, and the one before it
 
 
@@ -85,6 +89,12 @@ class RunDir:
             what = "does not exist" if not folder.exists() else "holds no config.json"
             raise InputError(f"{folder} is no run directory: it {what}; expected what `vitreous train` made")
         run = cls(folder)
+        if led := list(run._links_out()):
+            raise InputError.listing(
+                f"{folder} holds links that lead out of it, which are not followed:",
+                led,
+                "put what they lead to in their place: cp -rL makes such a copy of the whole folder",
+            )
         version = run.config().get("format")
         if version != FORMAT:
             raise InputError(
@@ -100,20 +110,39 @@ class RunDir:
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the run. Raises `InputError` where it is missing or damaged."""
         try:
-            values = json.loads((self.path / name).read_text("utf-8"))
+            return read_json(self.path / name)
         except FileNotFoundError:
             raise InputError(
                 f"{self.path} has no {name}: was the run interrupted? `vitreous train --resume {self.path}` finishes it"
             ) from None
-        except (ValueError, OSError) as fault:
-            raise InputError(f"{self.path / name} is damaged ({fault})") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{self.path / name} is damaged: expected a JSON object")
-        return values
+        except OSError as fault:
+            raise InputError(f"{self.path / name} cannot be read ({fault.strerror})") from None
+
+    def parsed(self, name: str, part: str, parse: Callable[[Any], T]) -> T:
+        """What one part of a JSON file says, or the whole of it (""). Raises `InputError` where that is damaged."""
+        values = self.read_json(name)
+        try:
+            return parse(values.get(part) if part else values)
+        except InputError as fault:
+            raise InputError(f"{self.path / name} is damaged: {fault}") from None
+
+    def place(self, network: bool = False) -> str | None:
+        """Where the run's pictures were when it was trained; None for an imported one.
+
+        Raises `InputError` where that is on a `network`, unless that may be: a run directory may be another's, and
+        what it names there is only asked for if the user says so, or goes on with the run.
+        """
+        place = self.config().get("data")
+        if place is not None and not isinstance(place, str):
+            raise InputError(f"{self.path / 'config.json'} is damaged: data is {place!r}, expected a path")
+        if place and not network and (place.startswith(("\\\\", "//")) or "://" in place):
+            raise InputError(f"the pictures of {self.path} were at {place}, on a network: name that place to use them")
+        return place
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Writes a JSON file of the run, whole or not at all."""
-        write_atomically(self.path / name, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+        """Writes a JSON file of the run, whole or not at all; numbers that are none become null."""
+        text = json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False)
+        write_atomically(self.path / name, f"{text}\n".encode())
 
     def write_split(self, rows: Sequence[SplitRow]) -> None:
         """Writes split.csv."""
@@ -121,16 +150,21 @@ class RunDir:
         odd = any("\r" in row.path for row in rows)  # which would end a row
         writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
         writer.writerow(("path", "digest", "split"))
-        writer.writerows((row.path, row.digest, row.split) for row in rows)
+        writer.writerows((guarded(row.path), row.digest, row.split) for row in rows)
         write_atomically(self.path / "split.csv", text.getvalue().encode(errors="surrogateescape"))
 
     def read_split(self) -> list[SplitRow]:
-        """Reads split.csv. Raises `InputError` where it is missing."""
+        """Reads split.csv. Raises `InputError` where it is missing, or no such table. Its names are only compared."""
+        path = self.path / "split.csv"
         try:
-            with open(self.path / "split.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                return [SplitRow(row["path"], row["digest"], row["split"]) for row in csv.DictReader(file)]
-        except (OSError, KeyError) as fault:
-            raise InputError(f"{self.path / 'split.csv'} cannot be read ({fault})") from None
+            with open_regular(path) as file:
+                text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+                titles, *rows = csv.reader(text, strict=True)
+            if titles != ["path", "digest", "split"] or any(len(row) != 3 or row[2] not in SPLITS for row in rows):
+                raise ValueError(f"expected path, digest, and one of {', '.join(SPLITS)} in every row")
+            return [SplitRow(unguarded(name), digest, split) for name, digest, split in rows]
+        except (OSError, ValueError, csv.Error) as fault:
+            raise InputError(f"{path} cannot be read ({fault})") from None
 
     def write_weights(self, tensors: dict[str, Tensor], name: str = "model.safetensors") -> None:
         """Writes weights, whole or not at all."""
@@ -139,16 +173,24 @@ class RunDir:
 
     def read_weights(self, name: str = "model.safetensors") -> dict[str, Tensor]:
         """Reads weights. Raises `InputError` where they are missing or damaged."""
-        path = self.path / name
-        if not path.exists():
-            raise InputError(
-                f"{self.path} has no {name}: the run is not finished; "
-                f"`vitreous train --resume {self.path}` goes on with it"
-            )
-        try:
-            return _read_safetensors(path)[0]
-        except (SafetensorError, OSError) as fault:
-            raise InputError(f"{path} is damaged ({fault})") from None
+        return self._opened(name, read_safetensors)[0]
+
+    def weights_header(self, name: str = "model.safetensors") -> Header:
+        """What weights say they hold. Raises `InputError` where they are missing or damaged."""
+        return self._opened(name, safetensors_header)
+
+    def check_weights(self, expected: Mapping[str, Tensor], name: str = "model.safetensors") -> None:
+        """Raises `InputError` where weights that are there have other names, types or shapes than these, which may lie
+        on the meta device: before any memory is taken for them.
+        """
+        found = self.weights_header(name).tensors
+        wanted = {key: (KINDS[tensor.dtype], tuple(tensor.shape)) for key, tensor in expected.items()}
+        if found != wanted:
+            odd = [key for key in (*wanted, *found) if found.get(key) != wanted.get(key)]
+            lines = [
+                f"{key}: {found.get(key, 'missing')}, expected {wanted.get(key, 'none')}" for key in sorted(set(odd))
+            ]
+            raise InputError.listing(f"{self.path}: the weights are not those of its config.json:", lines)
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Adds a checkpoint to last/: one file with its own checksum, renamed into place when it is on the disk.
@@ -168,14 +210,34 @@ class RunDir:
         """The newest checkpoint that is whole; a damaged one is named and passed over. None where there is none."""
         for path in sorted((self.path / "last").glob("step-*.safetensors"), reverse=True):
             try:
-                tensors, metadata = _read_safetensors(path)
+                tensors, metadata = read_safetensors(path)
                 if metadata["checksum"] != _checksum(tensors, metadata["values"]):
                     raise ValueError("its checksum differs")
                 values = json.loads(metadata["values"])
                 return Checkpoint(values.pop("step"), tensors, values)
-            except (SafetensorError, OSError, ValueError, KeyError) as fault:
+            except (OSError, ValueError, KeyError, RecursionError) as fault:
                 say(f"{path} is damaged ({fault}): the checkpoint before it is used")
         return None
+
+    def _opened(self, name: str, read: Callable[[Path], T]) -> T:
+        path = self.path / name
+        try:
+            return read(path)
+        except FileNotFoundError:
+            raise InputError(
+                f"{self.path} has no {name}: the run is not finished; "
+                f"`vitreous train --resume {self.path}` goes on with it"
+            ) from None
+        except OSError as fault:
+            raise InputError(f"{path} cannot be read ({fault.strerror})") from None
+
+    def _links_out(self) -> Iterator[str]:
+        """Links in the run directory, and in the folders in it, that lead elsewhere."""
+        home = self.path.resolve()
+        for folder in (self.path, self.path / "last", self.path / "engines"):
+            for entry in os.scandir(folder) if folder.is_dir() else ():
+                if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(home):
+                    yield entry.path
 
 
 def discard(path: Path) -> None:
@@ -183,9 +245,12 @@ def discard(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _finite(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

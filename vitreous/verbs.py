@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from vitreous.data.decode import MAX_PIXELS
-from vitreous.errors import SHOWN, InputError
+from vitreous.errors import SHOWN, InputError, visible
 from vitreous.infer.agreement import Bar
 from vitreous.infer.predictor import AnswerConfig
 from vitreous.training.journal import Journal
@@ -223,7 +223,7 @@ def predict(
                     print("[" if number == 1 else ",", plain(jsonlib.dumps(row, ensure_ascii=False)), flush=True)
                 elif out is None and not prediction.error:
                     # Not through `say`, which keeps what it said.
-                    journal.console.print(plain(_line(prediction, top)), markup=False)
+                    journal.console.print(visible(plain(_line(prediction, top))), markup=False)
                 progress(number)
                 yield row
         if json:

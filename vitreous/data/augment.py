@@ -142,14 +142,26 @@ def _check(config: AugmentConfig, policy: str, kind: str) -> None:
         faults.append(f"policy: expected one of auto, {', '.join(POLICIES)}; got {policy!r}")
     if kind not in KINDS:
         faults.append(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
-    for name, (low, high, words) in RANGES.items():
-        value = getattr(config, name)
-        if value is not None and (not low <= value <= high or (name == "operations" and value != int(value))):
-            faults.append(f"{name}: expected {words}; got {value}")
+    faults += _out_of_range(config)
     if kind == "regression" and config.cutmix:
         faults.append("cutmix: a number cannot be shared out by pasted area; leave it at 0 for regression (mixup can)")
     if faults:
         raise InputError.listing("Augmentation cannot be set up:", faults)
+
+
+def check_augmentation(config: AugmentConfig) -> None:
+    """Raises `InputError` that lists every value out of its range."""
+    if faults := _out_of_range(config):
+        raise InputError.listing("Augmentation cannot be set up:", faults)
+
+
+def _out_of_range(config: AugmentConfig) -> list[str]:
+    return [
+        f"{name}: expected {words}; got {value}"
+        for name, (low, high, words) in RANGES.items()
+        if (value := getattr(config, name)) is not None
+        and (not low <= value <= high or (name == "operations" and value != int(value)))
+    ]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from vitreous.data.decode import MAX_PIXELS, Facts, decode, decoder_name, inspect
 from vitreous.errors import InputError
+from vitreous.fields import read_fields
 
 RANGES = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}  # the top of each depth's range
 MOST_SIZES = 8
+MOST_PIXELS, MOST_CHANNELS = 1 << 26, 4_096  # of what a model takes: 8192×8192
 RARE = 0.01  # a shape of fewer than this share of the pictures gets no size of its own
 Size = tuple[int, int]
 
@@ -79,9 +81,26 @@ class InputSpec:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The spec that `to_json` wrote."""
-        sizes = tuple((int(h), int(w)) for h, w in values["sizes"])
-        return cls(**{**values, "sizes": sizes, "mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        """The spec that `to_json` wrote. Raises `InputError` for anything else, and for sizes beyond all sense."""
+        spec = read_fields(cls, values, "an input spec that cannot be read")
+        faults = [
+            f"{name} is {getattr(spec, name)!r}: expected {expected}"
+            for name, holds, expected in (
+                ("channels", 1 <= spec.channels <= MOST_CHANNELS, f"1 to {MOST_CHANNELS:,}"),
+                ("depth", spec.depth in RANGES, f"one of {', '.join(RANGES)}"),
+                ("sizes", 1 <= len(spec.sizes) <= MOST_SIZES, f"1 to {MOST_SIZES} of them"),
+                ("sizes", all(min(size) >= 1 for size in spec.sizes), "numbers above 0"),
+                ("sizes", all(h * w <= MOST_PIXELS for h, w in spec.sizes), f"at most {MOST_PIXELS:,} pixels"),
+                ("mean", len(spec.mean) == spec.channels, f"{spec.channels} numbers, one a channel"),
+                ("std", len(spec.std) == spec.channels, f"{spec.channels} numbers, one a channel"),
+                ("std", all(number > 0 for number in spec.std), "numbers above 0"),
+                ("max_pixels", spec.max_pixels >= 1, "1 or more"),
+            )
+            if not holds
+        ]
+        if faults:
+            raise InputError.listing("an input spec that cannot be used:", faults)
+        return spec
 
     def _converted(self, pixels: np.ndarray) -> np.ndarray:
         if pixels.shape[2] == 1 and self.channels == 3:

@@ -3,7 +3,6 @@
 import difflib
 import os
 import tarfile
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
@@ -14,8 +13,10 @@ import numpy as np
 from vitreous.data.folders import EXPECTED_FOLDER, ClassFolders, class_folders, is_hidden, is_picture, walk, wrapper
 from vitreous.data.tables import TABLE_SUFFIXES, read_table
 from vitreous.errors import InputError
+from vitreous.strict import open_npz
 
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z", ".rar")
+UNPACKED = 64.0  # how many times its size an .npz of pictures may unpack to
 _ARRAY_PICTURES = ("x", "images", "image", "pictures", "data")
 _ARRAY_SPLITS = {"train": ("train",), "validation": ("val", "valid", "validation", "dev"), "test": ("test",)}
 _ARRAY_LABELS = ("y", "labels", "label", "targets", "target")
@@ -302,13 +303,13 @@ def _open_digits() -> Source:
 
 def _open_arrays(path: Path, target: Sequence[str], group: str | None) -> Source:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path, UNPACKED) as file:
             return _source_of_arrays(path, file, target, group)
     except InputError:
         raise
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # NumPy raises whatever it likes on a damaged header, MemoryError included
         raise InputError(
-            f"{path} cannot be read as an .npz of plain arrays, of numbers or text: {str(error).split('. ')[0]}"
+            f"{path} cannot be read as an .npz of plain arrays, of numbers or text: {str(error).split('. ')[0][:200]}"
         ) from error
 
 

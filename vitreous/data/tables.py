@@ -44,12 +44,28 @@ def read_table(path: Path, target: Sequence[str], path_column: str | None, group
         InputError: the file cannot be read, has no such columns, or has rows without a picture, whose picture is not
             there, or that contradict each other. Faults of one sort are reported together.
     """
+    import pyarrow as pa
+
+    try:
+        return _read(path, target, path_column, group)
+    except InputError:
+        raise
+    except UnicodeError:
+        raise InputError(f"{path} holds text that is not UTF-8. Save it with UTF-8 encoding.") from None
+    except (pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
+        raise InputError(f"{path} cannot be read as a table: {str(error)[:200]}") from error
+
+
+def _read(path: Path, target: Sequence[str], path_column: str | None, group: str | None) -> Table:
     table = _load(path)
     names = [name.strip() for name in table.column_names]
     doubled = sorted({name for name in names if name and names.count(name) > 1})
     if doubled:
         raise InputError(f"{path}: several columns have the same name: {', '.join(doubled)}.")
     table = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
+    if names.count("") > 1:  # several without a name, of which none can be meant
+        names = [name for name in names if name]
+        table = table.select(names)
     for role, name in [("target", t) for t in target] + [("path", path_column), ("group", group)]:
         if name is not None and name not in names:
             raise InputError(f"{path} has no {role} column '{name}'. Its columns are: {', '.join(names)}.")
@@ -72,6 +88,9 @@ def _load(path: Path) -> "pa.Table":
         if path.suffix.lower() != ".parquet":
             return _load_csv(path)
         with pq.ParquetFile(path) as file:  # not read_table, which takes folders called a=1 for columns
+            facts = file.metadata
+            if facts.num_rows * facts.num_columns * 8 > 64 * path.stat().st_size + (256 << 20):
+                raise InputError(f"{path} claims {facts.num_rows:,} rows, more than is believed of a file of its size.")
             return file.read()
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}") from error

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from vitreous.errors import InputError
+from vitreous.fields import read_fields
 
 KINDS = ("classification", "multilabel", "regression")
 MOST_CLASSES_OF_NUMBERS = 50  # more distinct whole numbers than this are measured, not named
@@ -103,13 +104,13 @@ class Task:
         Raises:
             InputError: it is not one.
         """
-        try:
-            fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
-            task = cls(**fields)
-        except TypeError as error:
-            raise InputError(f"Not the description of a task: {error}.") from error
+        task = read_fields(cls, data, "Not the description of a task")
         if task.kind not in KINDS or not task.names:
             raise InputError(f"Not the description of a task: kind '{task.kind}' of {len(task.names)} names.")
+        numbers = {"units": task.units, "mean": task.mean, "std": task.std}
+        wanted = len(task.names) if task.kind == "regression" else 0
+        if wrong := [name for name, values in numbers.items() if values and len(values) != wanted]:
+            raise InputError(f"Not the description of a task: {wanted} numbers were expected as {', '.join(wrong)}.")
         return task
 
     def _own(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

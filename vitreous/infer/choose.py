@@ -13,18 +13,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitreous.errors import InputError
+from vitreous.fields import read_fields
 from vitreous.files import write_atomically
 from vitreous.infer.agreement import Agreement
 from vitreous.infer.build import build, folder_of
 from vitreous.infer.engines import Engine, candidates, describe
 from vitreous.infer.judge import Judge, validation_judge
 from vitreous.model.vit import VisionTransformer
+from vitreous.strict import read_json
 
 if TYPE_CHECKING:
     from vitreous.infer.predictor import Predictor
 
-MEMORY = "choices.json"
+MEMORY, MOST_MEMORY = "choices.json", 1 << 20  # and its bytes at most
 ROUNDS = 2  # in which all engines take turns; the best of each counts, since what else the machine does only slows
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What was chosen before: engine and precision, and what was said of it."""
+
+    chosen: tuple[str, str]
+    said: str
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Trial:
 
 def remembers(predictor: "Predictor") -> bool:
     """Whether the engine of these options was chosen before."""
-    return _key(predictor) in _read(folder_of(predictor) / MEMORY)
+    return _key(predictor) in _remembered(folder_of(predictor) / MEMORY, _tried(predictor))
 
 
 def choose_engine(predictor: "Predictor", say: Callable[[str], None]) -> Engine:
@@ -52,17 +62,16 @@ def choose_engine(predictor: "Predictor", say: Callable[[str], None]) -> Engine:
     Where a choice is left, the fastest that agrees within the bar. Raises `InputError` for what cannot be had.
     """
     options = predictor.options
-    tried = candidates(predictor.device, options.engine, options.precision)
+    tried = _tried(predictor)
     late = partial(validation_judge, predictor, options.data)
     if len(tried) == 1 and tried[0][1] == "fp32" and not options.merge:
         return build(predictor, *tried[0], late)
     key, path = _key(predictor), folder_of(predictor) / MEMORY
-    memory = _read(path)
+    memory = _remembered(path, tried)
     if key in memory:
         with suppress(InputError):  # the engine's file is gone, and what it was made of too
-            name, precision = memory[key]["chosen"]
-            engine = build(predictor, name, precision, late)
-            say(f"engine: {memory[key]['said']}; as measured before")
+            engine = build(predictor, *memory[key].chosen, late)
+            say(f"engine: {memory[key].said}; as measured before")
             return engine
     try:
         judge = late()
@@ -144,9 +153,21 @@ def _version(package: str) -> str:
         return ""
 
 
+def _tried(predictor: "Predictor") -> list[tuple[str, str]]:
+    return candidates(predictor.device, predictor.options.engine, predictor.options.precision)
+
+
+def _remembered(path: Path, tried: list[tuple[str, str]]) -> dict[str, _Choice]:
+    """The choices among what may be tried; a run directory may be another's, and whatever else stands there is none."""
+    known = {}
+    for key, values in _read(path).items():
+        with suppress(InputError):
+            choice = read_fields(_Choice, values, key)
+            known |= {key: choice} if choice.chosen in tried else {}
+    return known
+
+
 def _read(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        values = json.loads(path.read_text("utf-8"))
-        if isinstance(values, dict):
-            return values
+    with suppress(OSError, InputError):
+        return read_json(path, MOST_MEMORY)
     return {}

@@ -23,14 +23,17 @@ from vitreous.calibration import Calibration
 from vitreous.data.preprocess import InputSpec, Size
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
+from vitreous.fields import read_fields
 from vitreous.files import write_whole
 from vitreous.infer.engines import ONNXEngine, OpenVINOEngine, import_openvino, import_quietly
+from vitreous.infer.foreign import check_onnx, check_openvino
 from vitreous.infer.graph import quiet
+from vitreous.strict import ZIP_FAULTS, check_archive, open_regular, parse_json
 
 FORMAT = 1
 SUFFIXES = {".onnx": "onnx", ".zip": "openvino"}
 LARGEST = 2 << 30  # bytes of an ONNX file: protobuf's own limit
-LARGEST_TEXT = 64 << 20  # bytes of a graph without its weights, or of a card
+LARGEST_TEXT, LARGEST_CARD = 16 << 20, 16 << 20  # bytes of a graph without its weights, and of a card
 OPSET = 20  # of ONNX: the first whose Gelu is an operator
 
 
@@ -55,19 +58,31 @@ class Card:
     @classmethod
     def from_json(cls, text: str | bytes, path: Path) -> Self:
         """The card that `to_json` wrote. Raises `InputError` for anything else."""
+        values = parse_json(text, f"{path}: the card in it", LARGEST_CARD)
+        version = values.get("format")
+        if version != FORMAT:
+            raise InputError(f"{path} is an export of format {version}: this version of vitreous reads {FORMAT}")
         try:
-            values = json.loads(text)
-            version = values["format"]
-            if version != FORMAT:
-                raise InputError(f"{path} is an export of format {version}: this version of vitreous reads {FORMAT}")
-            parts = (InputSpec.from_json(values["input"]), Task.from_json(values["task"]))
-            calibration = Calibration.from_json(values["calibration"])
-            rest = (values[key] for key in ("precision", "mirrored", "columns", "origin"))
-            return cls(*parts, calibration, *rest)
-        except (ValueError, KeyError, TypeError, AttributeError) as fault:
-            if isinstance(fault, InputError):
-                raise
-            raise InputError(f"{path}: the card in it is damaged ({fault!r})") from None
+            card = read_fields(_Written, values, "expected what an export says")
+            parts = (InputSpec.from_json(card.input), Task.from_json(card.task))
+            calibration = Calibration.from_json(card.calibration)
+        except InputError as fault:
+            raise InputError(f"{path}: the card in it is damaged: {fault}") from None
+        return cls(*parts, calibration, card.precision, bool(card.mirrored), card.columns, card.origin)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A card as it is written."""
+
+    format: int
+    input: dict[str, Any]
+    task: dict[str, Any]
+    calibration: dict[str, Any]
+    precision: str
+    mirrored: bool | float
+    columns: dict[str, Any]
+    origin: dict[str, Any]
 
 
 def is_export(path: str | os.PathLike) -> bool:
@@ -81,7 +96,7 @@ def open_export(path: str | os.PathLike, threads: int) -> tuple[Card, OpenVINOEn
     Raises `InputError` where it is none or damaged, or what runs it is not installed.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} does not exist: expected a run directory, or a file that `vitreous export` made")
     return (_open_onnx if SUFFIXES[path.suffix.lower()] == "onnx" else _open_openvino)(path, threads)
 
@@ -279,17 +294,17 @@ def _tensor(name: str, shape: list[Any]) -> Any:
 
 def _open_onnx(path: Path, threads: int) -> tuple[Card, OpenVINOEngine | ONNXEngine]:
     import_quietly("onnxruntime")
-    if path.stat().st_size > LARGEST:
+    with open_regular(path) as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
         raise InputError(f"{path} is larger than ONNX allows: expected a file that `vitreous export` made")
+    text = check_onnx(content, path)
+    card = Card.from_json(text, path)
     try:
-        engine = ONNXEngine(path.read_bytes(), threads)
-        text = engine.session.get_modelmeta().custom_metadata_map.get("vitreous")
+        engine = ONNXEngine(content, threads)
         shapes = [node.shape for node in (*engine.session.get_inputs(), *engine.session.get_outputs())]
     except Exception as fault:  # ONNX Runtime's own kinds share no other class
         raise InputError(f"{path}: ONNX Runtime cannot read it ({_first_line(fault)})") from None
-    if text is None:
-        raise InputError(f"{path} has no card: expected a file that `vitreous export` made")
-    card = Card.from_json(text, path)
     _check_numbers(card, [shape[-1] for shape in shapes if shape], path)
     engine.precision = card.precision
     return card, engine
@@ -297,11 +312,16 @@ def _open_onnx(path: Path, threads: int) -> tuple[Card, OpenVINOEngine | ONNXEng
 
 def _open_openvino(path: Path, threads: int) -> tuple[Card, OpenVINOEngine | ONNXEngine]:
     openvino, graphs = import_openvino(), {}
+    members = {member.filename for member in check_archive(path, times=1)}
     with _opened(path) as file:
-        card = Card.from_json(_member(file, "vitreous.json", path, LARGEST_TEXT), path)
+        card = Card.from_json(_member(file, "vitreous.json", path, LARGEST_CARD), path)
+        names = {size: f"{graph_name(size)}.xml" for size in card.spec.sizes}
+        if strange := sorted(members - {"vitreous.json", "weights.bin", *names.values()}):
+            raise InputError(f"{path} holds {strange[0]!r}: expected a file that `vitreous export` made")
         weights = _member(file, "weights.bin", path)
         for size in card.spec.sizes:
-            text = _member(file, f"{graph_name(size)}.xml", path, LARGEST_TEXT)
+            text = _member(file, names[size], path, LARGEST_TEXT)
+            check_openvino(text, path)
             try:
                 graphs[size] = openvino.Core().read_model(model=text, weights=weights)
                 ports = (*graphs[size].inputs, *graphs[size].outputs)
@@ -322,7 +342,7 @@ def _check_numbers(card: Card, last: list[Any], path: Path):
 def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as fault:  # the last: of a later version of .zip
+    except ZIP_FAULTS as fault:
         raise InputError(f"{path} cannot be read ({fault}): expected a file that `vitreous export` made") from None
 
 
@@ -335,7 +355,9 @@ def _member(file: zipfile.ZipFile, name: str, path: Path, most: int = 1 << 40) -
         return file.read(name)
     except KeyError:
         raise InputError(f"{path} holds no {name}: expected a file that `vitreous export` made") from None
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError) as fault:  # the last: it wants a password
+    except ZIP_FAULTS as fault:
+        if isinstance(fault, InputError):
+            raise
         raise InputError(f"{path}: {name} in it is damaged ({fault})") from None
 
 

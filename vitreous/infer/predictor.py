@@ -32,7 +32,7 @@ from vitreous.infer.pipeline import Answered, outputs_in_order, reader
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import VisionTransformer, count_macs
 from vitreous.rundir import RunDir
-from vitreous.training.recipe import choose_device, choose_threads
+from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads
 
 Picture = str | os.PathLike | np.ndarray
 VIEWS = ("one", "flip", "shift")
@@ -135,15 +135,15 @@ class Predictor:
     def mirrored(self) -> bool:
         """Whether mirrored views make sense: the model was trained on such pictures, or elsewhere."""
         trained_here = (self.run.path / "plan.json").exists()
-        return not trained_here or self.run.read_json("plan.json")["augmentation"]["flip"]
+        return not trained_here or bool(self.run.parsed("plan.json", "", Plan.from_json).augmentation.flip)
 
     @cached_property
     def origin(self) -> dict[str, Any]:
         """What an export is made of: the run, its weights, and versions."""
-        config, path = self.run.config(), self.run.path
+        config, path, place = self.run.config(), self.run.path, self.run.config().get("data")
         return {
             "run": path.name,
-            "data": Path(config["data"]).name if config.get("data") else config.get("imported"),
+            "data": Path(str(place)).name if place else config.get("imported"),
             "weights": hashlib.blake2b((path / "model.safetensors").read_bytes(), digest_size=16).hexdigest(),
             "merge": self.options.merge,
             "trained_with": config.get("vitreous"),
@@ -154,16 +154,14 @@ class Predictor:
     @cached_property
     def model(self) -> VisionTransformer:
         """The model as it was trained. Raises `InputError` where there is none, as for an exported file."""
-        config = self.run.config()
-        try:
-            model_config = dataclasses.replace(ModelConfig.from_json(config["model"]), merge=self.options.merge)
-        except (KeyError, TypeError) as fault:
-            raise InputError(f"{self.run.path / 'config.json'} is damaged ({fault!r})") from None
-        model = VisionTransformer(model_config)
-        try:
-            model.load_state_dict(self.run.read_weights())
-        except RuntimeError as fault:
-            raise InputError(f"{self.run.path}: the weights are not those of its config.json ({fault})") from None
+        config = read_model_config(self.run)
+        if (config.channels, config.outputs) != (self.spec.channels, self.task.outputs):
+            raise InputError(
+                f"{self.run.path} is damaged: its model has other channels or outputs than its input and task"
+            )
+        weights = self.run.read_weights()
+        model = VisionTransformer(dataclasses.replace(config, merge=self.options.merge))
+        model.load_state_dict(weights)
         return model.eval().to(self.device)
 
     @property
@@ -256,6 +254,19 @@ class Predictor:
         return Prediction(name, kind, probabilities, tuple(names[k] for k in order if members[k]))
 
 
+def read_model_config(run: RunDir) -> ModelConfig:
+    """The config of a run's model. Raises `InputError` where it is damaged, or another than that of its weights.
+
+    Their sizes are compared on the meta device, so that no config can ask for more memory than the weights take.
+    """
+    config = run.parsed("config.json", "model", ModelConfig.from_json)
+    if config.depth > len(run.weights_header().tensors):
+        raise InputError(f"{run.path}: the weights are not those of its config.json: it has {config.depth} blocks")
+    with torch.device("meta"):
+        run.check_weights(VisionTransformer(config).state_dict())
+    return config
+
+
 def views_of(pixels: np.ndarray, kind: str) -> Iterator[np.ndarray]:
     """Pixels (B, H, W, C), with "flip" mirrored too, with "shift" both also moved by a sixteenth each way, the edge
     repeated.
@@ -282,13 +293,11 @@ def load(place: str | os.PathLike, options: AnswerConfig | None = None, **fields
         return _load_export(Path(place), chosen)
     candidates(choose_device(chosen.device), chosen.engine, chosen.precision)
     folder = RunDir.open(place)
-    config = folder.config()
-    try:
-        spec, task = InputSpec.from_json(config["input"]), Task.from_json(config["task"])
-        columns = {name: config["train"][name] for name in ("target", "path_column")}
-    except (KeyError, TypeError) as fault:
-        raise InputError(f"{folder.path / 'config.json'} is damaged ({fault!r})") from None
-    calibration = Calibration.from_json(folder.read_json("validation.json")["calibration"])
+    spec = folder.parsed("config.json", "input", InputSpec.from_json)
+    task = folder.parsed("config.json", "task", Task.from_json)
+    train = folder.parsed("config.json", "train", TrainConfig.from_json)
+    calibration = folder.parsed("validation.json", "calibration", Calibration.from_json)
+    columns = {"target": list(train.target), "path_column": train.path_column}
     predictor = Predictor(spec, task, calibration, chosen, run=folder, columns=columns)
     if chosen.views != "one" and not predictor.mirrored:
         raise _no_mirror(chosen, folder.path)

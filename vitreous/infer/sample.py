@@ -79,11 +79,10 @@ def own_pictures(predictor: "Predictor", side: str, most: int = MOST, data: str 
 def _side(predictor: "Predictor", side: str, data: str | os.PathLike | None) -> tuple[Source, set[str]]:
     """The pictures that by their names are of that side, and the digests that they may have; an empty set is any."""
     run = predictor.run
-    config = run.config()
-    place = config["data"] if data is None else data
+    place = run.place() if data is None else data
     if place is None:
         raise InputError(f"{run.path} was not trained here, so it has no pictures of its own: --data names some")
-    source = open_source(place, target=config["train"]["target"], path_column=config["train"]["path_column"])
+    source = open_source(place, target=predictor.columns["target"], path_column=predictor.columns["path_column"])
     split = run.read_split()
     if split:
         wanted = {row.path for row in split if row.split == side}

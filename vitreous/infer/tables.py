@@ -1,8 +1,8 @@
 """Predictions as rows of a table: .csv, .jsonl or .parquet. What stands under a table's name is always whole.
 
 The rows of .csv and .jsonl grow in a file beside it, TABLE.part, which takes the name once all are there. Where the
-work was interrupted it stays, and can be gone on with. Text stays as it is: a picture's name is read back equal, also
-one that is no UTF-8.
+work was interrupted it stays, and can be gone on with. A picture's name is read back equal, also one that is no UTF-8;
+in a .csv, which is opened in spreadsheets, an apostrophe comes before text that would begin a formula there.
 """
 
 import csv
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
-from vitreous.files import write_whole
+from vitreous.files import guarded, unguarded, write_whole
 from vitreous.infer.predictor import Prediction
 
 CHUNK = 4096  # rows that Parquet groups
@@ -165,11 +165,11 @@ class CSV:
         self._text = io.StringIO()
         self._writer = csv.writer(self._text, lineterminator="\n")
         self._careful = csv.writer(self._text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        self.head = self._encoded(self.columns)
+        self.head = self._encoded([guarded(title) for title in self.columns])
 
     def line(self, row: Row) -> bytes:
         """A row as it is written."""
-        return self._encoded(list(row.values()))
+        return self._encoded([guarded(cell) if isinstance(cell, str) else cell for cell in row.values()])
 
     def read(self, file: BinaryIO, path: Path) -> Iterator[tuple[Row, bytes]]:
         """The rows that are whole, with their bytes. Raises `InputError` for other columns, and a damaged table."""
@@ -188,6 +188,7 @@ class CSV:
                 lines.clear()
                 if not content.endswith(b"\n"):
                     return  # cut short
+                cells = [unguarded(cell) for cell in cells]
                 if not titles:
                     titles = cells
                     _check_columns(titles, self.columns, path)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from vitreous.errors import InputError
+from vitreous.fields import read_fields
 
 CHOICES = {
     "tokenizer": ("patch", "t2t", "stem"),
@@ -19,6 +20,26 @@ CHOICES = {
     "pool": ("mean", "class", "attention"),
     "ablation": ("", "se", "ghost", "dense"),
 }
+# The most of each that a model is built with: what is beyond is a mistake, or meant to exhaust a machine.
+MOST = {
+    "image_size": 32_768,
+    "patch_size": 4_096,
+    "channels": 4_096,
+    "outputs": 1_000_000,
+    "kernels": 255,
+    "stem": 8_192,
+    "width": 32_768,
+    "depth": 512,
+    "heads": 1_024,
+    "mlp_ratio": 64,
+    "token_width": 8_192,
+    "token_heads": 1_024,
+    "token_mlp_ratio": 64,
+    "registers": 4_096,
+    "head_hidden": 65_536,
+    "merge": 1 << 20,
+}
+MOST_TOKENS, MOST_STEPS = 1 << 20, 8  # tokens of a picture; soft splits or convolutions one after the other
 # What the blocks of `ablations.py` do not have.
 PLAIN_BLOCKS = (
     "attention_scale",
@@ -145,12 +166,8 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The config that `to_json` wrote. Raises `InputError` for fields that it does not know."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise InputError(f"a model config with fields that this version does not know: {', '.join(unknown)}")
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**fields)
+        """The config that `to_json` wrote. Raises `InputError` for fields that it does not know, or of other types."""
+        return read_fields(cls, values, "a model config that cannot be read")
 
     def _check(self):
         faults: list[str] = []
@@ -164,6 +181,17 @@ class ModelConfig:
         def sound(*fields: str) -> bool:
             return wrong.isdisjoint(fields)
 
+        for field in dataclasses.fields(self):
+            value, usual = getattr(self, field.name), field.default
+            number = type(value) in (int, float) and abs(value) < 1e300
+            expect(type(usual) is not float or number, f"{field.name} is {value!r}: expected a number", field.name)
+            expect(type(usual) is not bool or type(value) is bool, f"{field.name} is {value!r}: expected true or false")
+        for name in ("image_size", "patch_size", "kernels", "stem"):
+            value = getattr(self, name)
+            few = not isinstance(value, tuple) or len(value) <= MOST_STEPS
+            expect(few, f"{name} is of many numbers: expected at most {MOST_STEPS}", name)
+        if wrong:  # that the rest cannot be compared with
+            raise InputError.listing("this model cannot be built:", faults)
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             expect(value in choices, f"{name} is {value!r}: expected one of {', '.join(choices)}", name)
@@ -183,6 +211,11 @@ class ModelConfig:
             f"stem_stride is {self.stem_stride!r}: expected 1, 2, 4 or 8",
             "stem_stride",
         )
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            numbers = value if isinstance(value, tuple) else (value,)
+            within = not sound(name) or all(number <= most for number in numbers if isinstance(number, int | float))
+            expect(within, f"{name} is {value!r}: expected at most {most:,}", name)
         if sound("width", "heads"):
             expect(self.width % self.heads == 0, f"width {self.width} does not divide by {self.heads} heads")
         if sound("token_width", "token_heads"):
@@ -222,11 +255,15 @@ class ModelConfig:
         expect(self.layer_scale >= 0, f"layer_scale is {self.layer_scale}: expected 0 or more")
         if self.token_kind == "performer":
             expect(self.token_heads == 1, "the token performer has one head: expected token_heads 1")
-        expect(self.head_hidden >= 0, f"head_hidden is {self.head_hidden}: expected 0 or more")
+        expect(
+            type(self.head_hidden) is int and self.head_hidden >= 0,
+            f"head_hidden is {self.head_hidden}: expected 0 or more",
+        )
         expect(self.mlp_ratio > 0 and self.token_mlp_ratio > 0, "mlp_ratio: expected a number above 0")
         if sound("tokenizer", "image_size", "patch_size", "kernels", "stem", "stem_stride"):
             try:
-                self.grid(*self.image_size)
+                tokens = math.prod(self.grid(*self.image_size))
+                expect(tokens <= MOST_TOKENS, f"{tokens:,} tokens a picture: expected at most {MOST_TOKENS:,}")
             except InputError as fault:
                 faults.append(str(fault))
         if faults:

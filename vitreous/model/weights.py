@@ -1,21 +1,18 @@
 """Other projects' checkpoints: how they are read, and the config that shapes tell; weights of one model in another.
 
-Files are opened as safetensors, as arrays without pickles, or by torch with `weights_only=True`, and in no other way.
+Files are opened as safetensors, as arrays without pickles, or by torch with `weights_only=True`, and in no other way;
+each is looked at first, at a bounded cost, so that none takes more memory than it has bytes.
 """
 
 import argparse
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vitreous.errors import InputError
@@ -24,7 +21,10 @@ from vitreous.model.formats import TABLE, Format, Tensors, recognise, translate
 from vitreous.model.position import Grid, resample, sinusoid
 from vitreous.model.presets import PRESETS
 from vitreous.model.vit import VisionTransformer
+from vitreous.strict import check_memory, check_torch_file, open_npz, read_json, read_safetensors
 
+MOST_SIDE = 2_048  # pixels that a file beside the weights may ask to resample their positions for
+UNPACKED = 4.0  # how many times its size an .npz of weights may unpack to: such numbers hardly pack
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # keys under which checkpoints keep their weights
 ABLATIONS = {"se": "excitation.squeeze.weight", "ghost": "mlp.cheap", "dense": "narrow.weight"}  # what tells them
 LAST_LAYER = re.compile(r"head\.(of_\w+\.)?outputs\.(weight|bias)")  # the tensors that follow from the outputs
@@ -56,21 +56,34 @@ def import_weights(
     if "fc_norm.weight" in tensors:
         hints.setdefault("norm_after_pool", True)
     config, named = _derive(kind, named, {**kind.defaults, **kind.told(tensors)}, hints, say, path)
-    model = VisionTransformer(config)
-    own = model.state_dict()
+    first = _meta(dataclasses.replace(config, depth=1))  # where a block does not fit, hundreds of them need no look
+    if faults := _misshapen({name: first[name] for name in first if name.startswith("blocks.0.")}, named):
+        raise InputError.listing(f"{path} does not fit the config that was derived from it:", faults)
+    own = _meta(config)  # what the shapes derive may be large: no memory is taken before all of them fit
     fresh = {name for name in own if LAST_LAYER.fullmatch(name)} if not any(map(LAST_LAYER.fullmatch, named)) else set()
     faults = [f"missing: {name} {tuple(own[name].shape)}" for name in own if name not in named and name not in fresh]
     faults += [f"left over: {name} {tuple(named[name].shape)}" for name in named if name not in own]
-    faults += [
+    faults += _misshapen(own, named)
+    if faults:
+        raise InputError.listing(f"{path} does not fit the config that was derived from it:", faults)
+    weights = {name: named[name] if name in named else torch.zeros(own[name].shape) for name in own}
+    model = VisionTransformer(config)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _meta(config: ModelConfig) -> Tensors:
+    """The tensors of a model, on the meta device."""
+    with torch.device("meta"):
+        return VisionTransformer(config).state_dict()
+
+
+def _misshapen(own: Tensors, named: Tensors) -> list[str]:
+    return [
         f"shape: {name} is {tuple(named[name].shape)}, expected {tuple(own[name].shape)}"
         for name in named
         if name in own and named[name].shape != own[name].shape
     ]
-    if faults:
-        raise InputError.listing(f"{path} does not fit the config that was derived from it:", faults)
-    weights = {name: named[name] if name in named else torch.zeros_like(own[name]) for name in own}
-    model.load_state_dict(weights)
-    return model.eval()
 
 
 def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -86,11 +99,13 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
         if not files:
             raise InputError(f"{path} holds neither model.safetensors nor pytorch_model.bin")
         path = files[0]
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} does not exist")
     try:
         content = _open(path)
-    except (SafetensorError, OSError, ValueError, RuntimeError, EOFError, KeyError) as fault:
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError) as fault:
         raise InputError(f"{path} cannot be read as weights alone: {_first_line(fault)}") from None
     except Exception as fault:  # pickle.UnpicklingError and its kin: what the file asks for is not allowed
         raise InputError(f"{path} holds more than weights, and is not opened: {_first_line(fault)}") from None
@@ -102,6 +117,7 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
     tensors = {str(name).removeprefix("module."): value for name, value in found if isinstance(value, Tensor)}
     if not tensors:
         raise InputError(f"{path} holds no weights")
+    check_memory((tensor.numel() * tensor.element_size() for tensor in tensors.values()), path)
     return tensors, hints
 
 
@@ -145,10 +161,11 @@ def _regrid(config: ModelConfig, name: str, tensor: Tensor, base: Grid, grid: Gr
 
 def _open(path: Path) -> Any:
     if path.suffix == ".safetensors":
-        return load_file(path)
+        return read_safetensors(path)[0]
     if path.suffix == ".npz":
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with open_npz(path, UNPACKED) as file:
             return {name: torch.from_numpy(file[name]) for name in file.files}
+    check_torch_file(path)
     with torch.serialization.safe_globals([argparse.Namespace]):  # old checkpoints hold the arguments of their run
         return torch.load(path, map_location="cpu", weights_only=True)
 
@@ -326,16 +343,16 @@ def _adapt_channels(named: Tensors, fields: dict[str, Any], channels: int):
 
 def _transformers_hints(file: Path) -> dict[str, Any]:
     """What a transformers config.json tells of a model. Raises `InputError` for an activation that is not ours."""
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except ValueError as fault:
-        raise InputError(f"{file} cannot be read as JSON: {_first_line(fault)}") from None
+    config = read_json(file)
     if config.get("hidden_act", "gelu") != "gelu":
         raise InputError(f"{file}: hidden_act is {config['hidden_act']!r}: expected gelu")
     size = config.get("image_size")
+    sides = size if isinstance(size, list) else [size]
+    if any(isinstance(side, int) and side > MOST_SIDE for side in sides):
+        raise InputError(f"{file}: image_size is {size}: expected at most {MOST_SIDE:,}; --image-size asks for more")
     hints = {
         "heads": config.get("num_attention_heads"),
         "norm_eps": config.get("layer_norm_eps"),
-        "image_size": (size, size) if isinstance(size, int) else tuple(size) if size else None,
+        "image_size": (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list) else None,
     }
     return {name: value for name, value in hints.items() if value is not None}

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from vitreous.errors import visible
 from vitreous.files import write_atomically
 
 
@@ -34,7 +35,8 @@ class Journal:
             (folder / "metrics.csv").unlink(missing_ok=True)
 
     def say(self, text: str) -> None:
-        """A line for the user."""
+        """A line for the user; of others' words in it, nothing that a terminal would obey."""
+        text = visible(text)
         self.console.print(text, markup=False)
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n"
         if self.folder is None:

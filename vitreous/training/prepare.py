@@ -136,9 +136,13 @@ def prepare_again(run: RunDir, journal: Journal, data: str | Path | None = None)
 
     Raises `InputError` where they are gone or changed.
     """
-    values = run.config()
-    config, place = TrainConfig.from_json(values["train"]), data or values["data"]
-    if data is None and place != "digits" and not Path(place).exists():
+    config = run.parsed("config.json", "train", TrainConfig.from_json)
+    place = data or run.place(network=True)
+    if place is None:
+        raise InputError(f"{run.path} was not trained here, so it cannot be resumed")
+    if data is None:
+        journal.say(f"pictures: {place}, as the run's config.json has it")
+    if data is None and place != "digits" and "://" not in str(place) and not Path(place).exists():
         raise InputError(
             f"the pictures of the run are gone from {place}; where they lie elsewhere now: "
             f"vitreous train DATA --resume {run.path}"
@@ -152,8 +156,10 @@ def prepare_again(run: RunDir, journal: Journal, data: str | Path | None = None)
     found = _scan(source, config, journal)
     if others := [row.path for row, digest in zip(split, found.digests, strict=True) if row.digest != digest]:
         raise InputError.listing(f"{changed} others now:", others)
-    task, spec = Task.from_json(values["task"]), InputSpec.from_json(values["input"])
-    return _job(Survey(source, found, split, task, spec, ModelConfig.from_json(values["model"])), config, journal)
+    task = run.parsed("config.json", "task", Task.from_json)
+    spec = run.parsed("config.json", "input", InputSpec.from_json)
+    model = run.parsed("config.json", "model", ModelConfig.from_json)
+    return _job(Survey(source, found, split, task, spec, model), config, journal)
 
 
 def _job(survey: Survey, config: TrainConfig, journal: Journal) -> Job:

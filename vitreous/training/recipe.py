@@ -6,18 +6,21 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Self
 
 import torch
 
-from vitreous.data.augment import AugmentConfig, resolve
+from vitreous.data.augment import AugmentConfig, check_augmentation, resolve
 from vitreous.data.decode import MAX_PIXELS
 from vitreous.data.preprocess import parse_size
 from vitreous.errors import InputError
+from vitreous.fields import read_fields
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import PRESETS, name_of, preset
 from vitreous.model.vit import count_macs
 
+MOST_BATCH, MOST_THREADS = 1 << 20, 4_096  # that a plan on the disk may ask for
 LAST_ROWS = 2.0  # the last evaluation, in fp32, takes as long as so many rows of metrics
 VALIDATION, MOST_VALIDATION = 0.15, 2_500  # share of the training pictures that is held out, and pictures at most
 SIZES = ("xs", "s", "m")  # of the recipes' models, as their names have them
@@ -209,9 +212,8 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The config that `to_json` wrote."""
-        augmentation = AugmentConfig(**values["augmentation"])
-        return cls(**{**values, "target": tuple(values["target"]), "augmentation": augmentation})
+        """The config that `to_json` wrote. Raises `InputError` for anything else."""
+        return read_fields(cls, values, "training options that cannot be read")
 
 
 @dataclass(frozen=True)
@@ -309,10 +311,33 @@ class Plan:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """The plan that `to_json` wrote."""
-        augmentation, pace = AugmentConfig(**values["augmentation"]), Pace(**values["pace"])
-        points = tuple((step, done, end) for step, done, end in values["points"])
-        return cls(**{**values, "points": points, "augmentation": augmentation, "pace": pace})
+        """The plan that `to_json` wrote. Raises `InputError` for anything else, and for more than a machine can do."""
+        plan = read_fields(cls, values, "a plan that cannot be read")
+        check_augmentation(plan.augmentation)
+        ordered = [(-1, -1.0, 0), *plan.points]
+        faults = [
+            f"{name} is {getattr(plan, name)!r}: expected {expected}"
+            for name, holds, expected in (
+                ("points", plan.points, "one or more"),
+                ("points", all(a[0] < b[0] < b[2] and 0 <= b[1] < 1 for a, b in pairwise(ordered)), "steps that rise"),
+                ("batch", 1 <= plan.batch <= MOST_BATCH, f"1 to {MOST_BATCH:,}"),
+                ("accumulate", 1 <= plan.accumulate <= plan.batch, "1 to the batch"),
+                ("threads", 1 <= plan.threads <= MOST_THREADS, f"1 to {MOST_THREADS:,}"),
+                ("workers", 0 <= plan.workers <= MOST_THREADS, f"0 to {MOST_THREADS:,}"),
+                ("optimizer", plan.optimizer in ("muon", "adamw"), "muon or adamw"),
+                ("schedule", plan.schedule in ("linear", "cosine"), "linear or cosine"),
+                ("precision", plan.precision in ("fp32", "bf16"), "fp32 or bf16"),
+                ("warmup", 0 <= plan.warmup < 1, "a share from 0 to below 1"),
+                ("coarse", 0 <= plan.coarse < 1, "a share from 0 to below 1"),
+                ("ema", 0 <= plan.ema < 1, "0 to below 1"),
+                ("seed", plan.seed >= 0, "0 or more"),
+                ("row_every", plan.row_every >= 1, "1 or more"),
+            )
+            if not holds
+        ]
+        if faults:
+            raise InputError.listing("a plan that cannot be followed:", faults)
+        return plan
 
 
 def choose_model(config: TrainConfig, shapes: list[tuple[int, int]]) -> ModelConfig:

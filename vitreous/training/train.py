@@ -87,7 +87,7 @@ def resume_run(path: str | Path, journal: Journal, data: str | Path | None = Non
     `data` is where its pictures lie now, where they were moved; the run remembers it.
     """
     run = RunDir.open(path)
-    plan = Plan.from_json(run.read_json("plan.json"))
+    plan = run.parsed("plan.json", "", Plan.from_json)
     if plan.torch != torch.__version__:
         journal.say(f"not bit-exact: the run began with torch {plan.torch}, this is {torch.__version__}")
     if plan.threads > choose_threads(None):
@@ -155,9 +155,10 @@ def read_origin(init: str | Path, journal: Journal) -> Origin:
     """The model to start from: a run directory's, or another project's checkpoint."""
     if (Path(init) / "split.csv").exists() or not Path(init).exists():
         run = RunDir.open(init)
-        values = run.config()
-        spec = InputSpec.from_json(values["input"])
-        return Origin(ModelConfig.from_json(values["model"]), run.read_weights(), spec.mean, spec.std)
+        spec = run.parsed("config.json", "input", InputSpec.from_json)
+        return Origin(
+            run.parsed("config.json", "model", ModelConfig.from_json), run.read_weights(), spec.mean, spec.std
+        )
     model = import_weights(init, say=journal.say, outputs=1)  # the head is made anew all the same
     return Origin(model.config, model.state_dict())
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from vitreous.rundir import RunDir, SplitRow
 from vitreous.training.journal import read_rows
 from vitreous.training.recipe import Plan, TrainConfig
 
-T = TypeVar("T")
 RESAMPLES, DRAWN = 1000, 30_000_000  # of a bootstrap, and the numbers drawn in all
 MEASURED = {  # what `bootstrap` gives bounds of; of a regression by targets
     "classification": ("balanced_accuracy", "macro_f1"),
@@ -107,17 +106,17 @@ def gather(
 ) -> Material:
     """Reads the run, scores the pictures with the `options` of `evaluate`, and examines them, as `report` says."""
     rows, notes = read_metrics(run), []
-    plan = _parsed(run, "plan.json", Plan.from_json, run.read_json("plan.json"))
-    config = _parsed(run, "config.json", TrainConfig.from_json, run.config().get("train"))
+    plan = run.parsed("plan.json", "", Plan.from_json)
+    config = run.parsed("config.json", "train", TrainConfig.from_json)
     predictor = load(run.path, device=device, engine="torch", precision="fp32")
 
     def hear(text: str) -> None:
         notes.append(text)
         say(text)
 
-    own, found, pictures = run.config()["data"], None, None
+    own, found, pictures = known_place(run), None, None
     place = own if data is None else os.fspath(data)
-    if data is not None or own == "digits" or Path(own).exists():
+    if data is not None or own == "digits" or (own and Path(own).exists()):
         options["skip_bad"] = options.get("skip_bad") or config.skip_bad
         found = evaluate(predictor, place, say=hear, **options)
         columns = {name: options.get(name) or getattr(config, name) for name in ("target", "path_column")}
@@ -130,10 +129,18 @@ def gather(
     summary = found.summary if found else run.read_json("validation.json").get("summary")
     if not isinstance(summary, dict):
         raise InputError(f"{run.path / 'validation.json'} is damaged: it has no summary")
-    census = take_census(predictor, config, [own, place])
+    census = take_census(predictor, config, list(filter(None, (own, place))))
     subject = f"{summary['n']:,} {_subject(found, census, None if place == own else place)}"
     drawn = bootstrap(found) if found else None
     return Material(predictor, config, plan, rows, summary, found, pictures, census, tuple(notes), subject, drawn)
+
+
+def known_place(run: RunDir) -> str:
+    """Where the run's pictures were; "" where that is on a network, or not known."""
+    try:
+        return run.place() or ""
+    except InputError:
+        return ""
 
 
 def read_metrics(run: RunDir) -> list[dict[str, float]]:
@@ -199,10 +206,3 @@ def _subject(found: Evaluation | None, census: Census, elsewhere: str | None) ->
     known = {row.path: row.split for row in census.rows}
     sides = {known.get(name, "new") for name in found.names} if found else {"validation"}
     return f"{sides.pop()} pictures" if len(sides) == 1 else "pictures"
-
-
-def _parsed(run: RunDir, name: str, parse: Callable[[Any], T], values: Any) -> T:
-    try:
-        return parse(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise InputError(f"{run.path / name} is damaged ({fault!r})") from None
