@@ -2,17 +2,21 @@
 
 import difflib
 import os
-import tarfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from vitreous.data.folders import EXPECTED_FOLDER, ClassFolders, class_folders, is_hidden, is_picture, walk, wrapper
-from vitreous.data.tables import TABLE_SUFFIXES, read_table
+from vitreous.data import remote
+from vitreous.data.folders import EXPECTED_FOLDER, class_folders, is_hidden, is_picture, walk
+from vitreous.data.index import INDEX, index_shards, read_index
+from vitreous.data.notes import Known
+from vitreous.data.remote import is_pattern, is_url, joined, shown
+from vitreous.data.shards import open_members, open_shards, relative, splits_of_files
+from vitreous.data.tables import TABLE_SUFFIXES, Table, read_table, read_tables
 from vitreous.errors import InputError
 
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip", ".7z", ".rar")
@@ -27,14 +31,15 @@ pictures as (n, H, W) or, channels last, (n, H, W, C); labels as (n,) or (n, k).
 class Source:
     """Pictures, not yet decoded, with their targets. n is its length."""
 
-    kind: str  # "folder", "table", "arrays", "tar", "digits" or "pictures"
-    location: str  # absolute path, or "digits"
+    kind: str  # "folder", "table", "arrays", "tar", "shards", "hub", "digits" or "pictures"
+    location: str  # absolute path or pattern, URL, or "digits"
     names: tuple[str, ...]  # of each picture: path relative to the root with posix slashes, member, or "x_train[12]"
     columns: dict[str, np.ndarray]  # (n,) each, of str, bool, int64 or float64; class folders give "class"; {}: none
     splits: np.ndarray  # (n,) of str: "train", "validation", "test", or "" where the data does not say
     groups: np.ndarray | None  # (n,) of str
     read: Callable[[int], "bytes | np.ndarray"]  # for threads and processes alike; InputError for what cannot be read
     ignored: tuple[str, ...] = ()  # files that were left out: not pictures, or not in a class folder
+    known: tuple[Known, ...] = ()  # digest and facts of each picture, where it was packed with them
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,6 +60,7 @@ class Source:
             splits=self.splits[chosen],
             groups=None if self.groups is None else self.groups[chosen],
             read=_Chosen(self.read, chosen),
+            known=tuple(self.known[i] for i in chosen) if self.known else (),
         )
 
 
@@ -65,17 +71,20 @@ def open_source(
     path_column: str | None = None,
     group: str | None = None,
 ) -> Source:
-    """Find the pictures and targets in a folder, a table, an array file, a tar, or the built-in digits.
+    """Find the pictures and targets in a folder, a table, an array file, shards, or the built-in digits.
 
     Args:
         data: one of
             a folder of class folders, with or without `train/`, `validation/` and `test/` above them;
             a `.csv`, `.tsv` or `.parquet` table with a row a picture;
             an `.npz` with `x_train`, `y_train`, … or `images`, `labels` (pictures are channels-last);
-            an uncompressed `.tar` of class folders;
+            an uncompressed `.tar` of class folders, or of WebDataset's samples (key.jpg with key.json or key.cls);
+            many `.tar` or `.parquet`: a folder of them, or a pattern such as "train-{000..099}.tar" or "*.parquet";
+            a URL of any of these two: http(s)://, or what fsspec knows, such as s3://;
+            "hf://owner/name" or "hf://owner/name:config", a data set of Hugging Face;
             "digits", scikit-learn's 8×8 digits.
-        target: columns of a table (or keys of an `.npz`) to learn. By default the column called label, class, target,
-            y or category; without one, all columns but the path, the group, the split and the id.
+        target: columns of a table, fields of shards (or keys of an `.npz`) to learn. By default the column called
+            label, class, target, y or category; without one, all columns but the path, the group, the split and the id.
         path_column: the table's column of pictures: paths relative to the table's folder, or in Parquet their bytes.
         group: the column (or key) whose pictures must stand on one side of a split.
 
@@ -84,24 +93,26 @@ def open_source(
     """
     if isinstance(target, str):
         target = (target,)
+    if str(data).startswith("hf://"):
+        from vitreous.data.hub import open_hub
+
+        return _of_table("hub", str(data), open_hub(str(data), target, path_column, group))
+    if (found := _shards_of(data)) is not None:
+        return _open_shards(found, target, path_column, group)
     path = Path(os.path.abspath(Path(data).expanduser()))
     suffix = path.suffix.lower()
     if path.is_file() and suffix in TABLE_SUFFIXES:
-        table = read_table(path, target, path_column, group)
-        read = _Files(path.parent, table.names) if table.contents is None else _Cells(table.contents, table.names)
-        return Source("table", str(path), table.names, table.columns, table.splits, table.groups, read)
+        return _of_table("table", str(path), read_table(path, target, path_column, group), path.parent)
     if path_column is not None:
         raise InputError(f"A path column is for tables (.csv, .tsv, .parquet), but the data is {data}.")
     if path.is_file() and suffix == ".npz":
         return _open_arrays(path, target, group)
     if group is not None:
-        raise InputError(f"Groups are for tables (.csv, .tsv, .parquet) and .npz files, but the data is {data}.")
+        raise InputError(f"Groups are for tables (.csv, .tsv, .parquet), shards and .npz, but the data is {data}.")
     if path.is_dir():
         source = _open_folder(path)
     elif path.is_file() and path.name.lower().endswith(_PACKED):
         raise InputError(f"{path} is packed: unpack it, and give the folder or an uncompressed .tar.")
-    elif path.is_file() and suffix == ".tar":
-        source = _open_tar(path)
     elif path.exists():
         raise InputError(
             f"{path} is not a folder, a table (.csv, .tsv, .parquet), an .npz or a .tar.\n{EXPECTED_FOLDER}"
@@ -110,28 +121,52 @@ def open_source(
         source = _open_digits()
     else:
         raise InputError(_not_there(path))
-    unknown = [name for name in target if name not in source.columns]
-    if unknown:
-        raise InputError(f"{data} has no target {', '.join(unknown)}: what it has is {', '.join(source.columns)}.")
+    _refuse_unknown(source, data, target)
     return source
 
 
-def open_pictures(paths: Sequence[str | os.PathLike | np.ndarray]) -> Source:
-    """Pictures without targets, to predict: files, folders (all pictures in them, sorted), and arrays.
+def is_there(data: str | os.PathLike) -> bool:
+    """Whether data is still where it was; a URL is taken to be."""
+    text = str(data)
+    if text == "digits" or is_url(text) or Path(text).exists():
+        return True
+    try:
+        return is_pattern(text) and any(map(os.path.exists, remote.expand(text)))
+    except InputError:
+        return False
 
-    An array is one picture, (H, W) or (H, W, C), and is named by its place in the list: "array 0".
+
+def title_of(data: str | os.PathLike) -> str:
+    """A short word for data, to name things after: "photos" of "/data/photos.tar", "train" of "train-{00..99}.tar"."""
+    name = shown(str(data)).rstrip("/").rpartition("/")[2] if is_url(str(data)) else Path(data).resolve().name
+    name = os.path.splitext(name)[0].partition("{")[0].partition("*")[0].partition("?")[0].partition(":")[0]
+    return name.strip("-_. ") or "data"
+
+
+def open_pictures(paths: Sequence[str | os.PathLike | np.ndarray]) -> Source:
+    """Pictures without targets, to predict: files, folders (all pictures in them, sorted), arrays, and shards.
+
+    An array is one picture, (H, W) or (H, W, C), and is named by its place in the list: "array 0". Shards are what
+    `open_source` takes as such: a .tar, a .parquet of pictures, patterns, folders and URLs of them. Their pictures have
+    the names that they have there.
 
     Raises:
         InputError: paths that are not there, and folders without pictures, all together.
     """
     names: list[str] = []
     arrays: dict[int, np.ndarray] = {}
+    shards: list[tuple[int, int, Callable[[int], bytes | np.ndarray]]] = []
     ignored: list[str] = []
     faults: list[str] = []
     for i, given in enumerate(paths):
         if isinstance(given, np.ndarray):
             arrays[len(names)] = given
             names.append(f"array {i}")
+            continue
+        if (found := _inside_shards(given)) is not None:
+            inside, read = found
+            shards.append((len(names), len(inside), read))
+            names += inside
             continue
         path = Path(given).expanduser()
         if path.is_dir():
@@ -148,7 +183,7 @@ def open_pictures(paths: Sequence[str | os.PathLike | np.ndarray]) -> Source:
         names += pictures
     if faults:
         raise InputError(faults[0]) if len(faults) == 1 else InputError.listing("No such pictures:", faults)
-    read = _Mixed(Path.cwd(), tuple(names), arrays)
+    read = _Mixed(Path.cwd(), tuple(names), arrays, tuple(shards))
     return Source("pictures", str(read.root), read.names, {}, _unsaid(len(names)), None, read, tuple(ignored))
 
 
@@ -175,39 +210,6 @@ class _Files:
 
 
 @dataclass(frozen=True)
-class _Members:
-    """Reads members of a tar. It is opened anew for each, so that threads and processes share no position in it."""
-
-    path: Path
-    names: tuple[str, ...]
-    offsets: np.ndarray  # (n,) int64, bytes
-    sizes: np.ndarray  # (n,) int64, bytes
-
-    def __call__(self, i: int) -> bytes:
-        size = int(self.sizes[i])
-        try:
-            with self.path.open("rb") as file:
-                file.seek(int(self.offsets[i]))
-                content = file.read(size)
-        except OSError as error:
-            raise InputError(f"{self.names[i]} in {self.path} cannot be read: {error.strerror}.") from error
-        if len(content) < size:
-            raise InputError(f"{self.names[i]} in {self.path} is cut off: {len(content):,} of {size:,} bytes.")
-        return content
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Reads encoded pictures from a column of bytes."""
-
-    column: "object"  # pyarrow.ChunkedArray
-    names: tuple[str, ...]
-
-    def __call__(self, i: int) -> bytes:
-        return self.column[i].as_py()  # pyright: ignore
-
-
-@dataclass(frozen=True)
 class _Arrays:
     """Reads pictures from arrays that follow each other."""
 
@@ -223,13 +225,17 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class _Mixed:
-    """Reads files, and arrays as they are. Of a file it keeps no more than its name: there may be a million."""
+    """Reads files, arrays as they are, and shards. Of a file it keeps no more than its name: there may be a million."""
 
     root: Path  # that names of files are relative to, those that are
     names: tuple[str, ...]
     arrays: dict[int, np.ndarray]  # by number
+    shards: tuple[tuple[int, int, Callable[[int], "bytes | np.ndarray"]], ...] = ()  # first number, count, reader
 
     def __call__(self, i: int) -> "bytes | np.ndarray":
+        for first, count, read in self.shards:
+            if first <= i < first + count:
+                return read(i - first)
         return self.arrays[i] if i in self.arrays else _read_file(self.root / self.names[i], self.names[i])
 
 
@@ -240,52 +246,133 @@ def _read_file(path: Path, name: str) -> bytes:
         raise InputError(f"{name} cannot be read: {error.strerror}.") from error
 
 
+@dataclass(frozen=True)
+class _Shards:
+    """Tars or Parquet files: what the user named, their places, and their names relative to the folder of all."""
+
+    given: str  # absolute, or a URL
+    suffix: str  # ".tar" or ".parquet"
+    places: list[str]
+    names: list[str]
+
+
+def _shards_of(data: str | os.PathLike) -> _Shards | None:
+    """The shards that the user means, or None where it is other data: a .tar, a pattern, a URL, a folder of shards.
+
+    A single table here is no shard: it may hold paths.
+    """
+    text = str(data)
+    if not is_url(text):
+        text = os.path.abspath(Path(text).expanduser())
+    suffix = os.path.splitext(shown(text))[1].lower()
+    if os.path.isdir(text):
+        return _shards_in(text) if _has_shards(text) else None
+    if suffix == ".tar" or (suffix == ".parquet" and (is_url(text) or not os.path.isfile(text))):
+        if not is_url(text) and not is_pattern(text) and not os.path.exists(text):
+            return None
+        places = remote.expand(text)
+        if lost := [place for place in places if not is_url(place) and not os.path.isfile(place)]:
+            raise InputError.listing(f"{text}: {len(lost):,} of {len(places):,} shards are not there:", lost)
+        return _Shards(text, suffix, places, relative(places))
+    if is_url(text):
+        return _shards_in(text)
+    return None
+
+
+def _has_shards(folder: str) -> bool:
+    """Whether a folder is one of shards: they lie in it or one folder further down, and no picture does."""
+    if os.path.exists(joined(folder, INDEX)):
+        return True
+    found = False
+    try:
+        for name in _near(folder):
+            if is_picture(name):
+                return False
+            found = found or name.lower().endswith((".tar", ".parquet"))
+    except OSError:  # told when it is walked
+        return False
+    return found
+
+
+def _near(folder: str, deep: bool = True) -> Iterator[str]:
+    """Names of files in a folder and in those in it, hidden ones passed over; as they come, as there may be many."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_hidden(entry.name):
+                continue
+            if not entry.is_dir():
+                yield entry.name
+            elif deep:
+                yield from _near(entry.path, deep=False)
+
+
+def _shards_in(folder: str) -> _Shards:
+    if is_url(folder) or os.path.exists(joined(folder, INDEX)):
+        try:
+            names, _, _ = read_index(joined(folder, INDEX))
+            return _Shards(folder, ".tar", [joined(folder, name) for name in names], names)
+        except InputError:
+            if not is_url(folder):
+                raise
+    for suffix in (".tar", ".parquet"):
+        if names := remote.listed(folder, suffix):
+            return _Shards(folder, suffix, [joined(folder, name) for name in names], names)
+    raise InputError(f"{shown(folder)} holds no .tar and no .parquet.")
+
+
+def _open_shards(found: _Shards, target: Sequence[str], path_column: str | None, group: str | None) -> Source:
+    where = shown(found.given)
+    if found.suffix == ".parquet":
+        splits = splits_of_files(found.names)
+        table = read_tables(found.places, where, target, path_column, group, splits)
+        return _of_table("table", found.given, table, Path(found.places[0]).parent)
+    if path_column is not None:
+        raise InputError(f"A path column is for tables (.csv, .tsv, .parquet), but the data is {where}.")
+    kind, table = open_shards(index_shards(found.places), found.names, where, target, group)
+    source = _of_table(kind, found.given, table)
+    _refuse_unknown(source, where, target)
+    return source
+
+
+def _inside_shards(
+    given: str | os.PathLike,
+) -> tuple[tuple[str, ...], Callable[[int], bytes | np.ndarray]] | None:
+    """The names of the pictures of shards, whatever else is in them, and how to read them; None of other data."""
+    if str(given).startswith("hf://"):
+        source = open_source(given)
+        return source.names, source.read
+    found = _shards_of(given)
+    if found is None:
+        return None
+    if found.suffix == ".parquet":
+        source = _open_shards(found, (), None, None)
+        return source.names, source.read
+    read = open_members(index_shards(found.places), found.names, shown(found.given))
+    return read.names, read
+
+
+def _of_table(kind: str, location: str, table: Table, folder: Path = Path()) -> Source:
+    read = table.read or _Files(folder, table.names)
+    source = Source(
+        kind, location, table.names, table.columns, table.splits, table.groups, read, table.ignored, table.known
+    )
+    return source if table.order is None else source.only(table.order)
+
+
+def _refuse_unknown(source: Source, data: str | os.PathLike, target: Sequence[str]) -> None:
+    unknown = [name for name in target if name not in source.columns]
+    if unknown:
+        raise InputError(f"{data} has no target {', '.join(unknown)}: what it has is {', '.join(source.columns)}.")
+
+
 def _open_folder(root: Path) -> Source:
     names = list(walk(root))
     tables = sorted(name for name in names if "/" not in name and name.lower().endswith(TABLE_SUFFIXES))
     hint = f"\nThere is a table in it: perhaps you meant {root / tables[0]}." if tables else ""
     classes = class_folders(names, str(root), hint)
-    return _of_class_folders("folder", root, classes, _Files(root, classes.pictures))
-
-
-def _open_tar(path: Path) -> Source:
-    members: dict[str, tarfile.TarInfo] = {}  # of members with one name, the last counts, as when unpacked
-    ignored: list[str] = []
-    unsafe: list[str] = []
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./")
-                parts = name.split("/")
-                if any(map(is_hidden, parts)) and ".." not in parts:
-                    continue
-                if not member.isreg() or member.issparse():
-                    ignored += [] if member.isdir() else [name]
-                elif name.startswith("/") or ".." in parts or PureWindowsPath(name).drive:
-                    unsafe.append(name)
-                else:
-                    members[name] = member
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as an uncompressed tar: {error}.") from error
-    if unsafe:
-        raise InputError.listing(
-            f"{path} has members that would lie outside of the folder it is unpacked to:",
-            unsafe,
-            "Pack it anew from inside the folder: tar cf photos.tar -C photos .",
-        )
-    classes = class_folders(list(members), str(path), within=wrapper(list(members), path.stem))
-    offsets = np.array([members[name].offset_data for name in classes.pictures], dtype=np.int64)
-    sizes = np.array([members[name].size for name in classes.pictures], dtype=np.int64)
-    return _of_class_folders("tar", path, classes, _Members(path, classes.pictures, offsets, sizes), ignored)
-
-
-def _of_class_folders(
-    kind: str, path: Path, folders: ClassFolders, read: Callable[[int], bytes], ignored: Sequence[str] = ()
-) -> Source:
-    columns = {"class": np.array(folders.classes, dtype=str)}
-    splits = np.array(folders.splits, dtype="U10")
-    left_out = tuple(sorted([*folders.ignored, *ignored]))
-    return Source(kind, str(path), folders.pictures, columns, splits, None, read, left_out)
+    columns = {"class": np.array(classes.classes, dtype=str)}
+    splits, ignored = np.array(classes.splits, dtype="U10"), tuple(sorted(classes.ignored))
+    return Source("folder", str(root), classes.pictures, columns, splits, None, _Files(root, classes.pictures), ignored)
 
 
 def _open_digits() -> Source:
