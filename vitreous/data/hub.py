@@ -48,7 +48,7 @@ def open_hub(data: str, target: Sequence[str], path_column: str | None, group: s
     if not found:
         raise InputError(f"{data}: expected hf://owner/name, or hf://owner/name:config.")
     try:
-        import datasets
+        import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(f"{data} is read with Hugging Face's library: pip install 'vitreous[hub]'") from error
     try:
@@ -63,7 +63,7 @@ def of_splits(
     splits: Mapping[Any, Any], where: str, target: Sequence[str], path_column: str | None, group: str | None
 ) -> Table:
     """The pictures and targets of a `datasets.DatasetDict`. Raises `InputError` as `open_hub` does."""
-    import datasets
+    import datasets  # pyright: ignore[reportMissingImports]
     import pyarrow as pa
 
     parts = {str(name): part for name, part in splits.items() if len(part)}

@@ -1,7 +1,7 @@
 """The index of a shard: where each member of a tar lies, and what its small fields say.
 
 It is made from the headers, which for a shard far away are read in windows, and kept: beside the shards where
-`vitreous pack` made them (one file, `vitreous.index`, for all), else in the user's cache, by the shard's size and stamp.
+`vitreous pack` made them (one file, `vitreous.index`, for all), else in the user's cache, by a shard's size and stamp.
 Either is a Parquet file of the columns name, offset, size and content, a row group a shard.
 """
 

@@ -74,8 +74,8 @@ class Note:
             right = all(type(word) is str for word in words) and all(type(n) is int and 0 < n < 2**40 for n in counts)
             right = right and note.split in ("", *SPLITS) and depth in DEPTHS and len(note.known.digest) == 32
         except (TypeError, KeyError, ValueError):
-            right = False
-        if not right:
+            right, note = False, None
+        if note is None or not right:
             raise InputError(f"{where}: its note is not one that `vitreous pack` wrote; pack the data anew.")
         return note
 
@@ -98,6 +98,7 @@ class Verified:
     known: Sequence[Known]
 
     def __call__(self, i: int) -> "bytes | np.ndarray":
+        """A picture. Raises `InputError` where it is another than the one that was packed."""
         picture, known = self.read(i), self.known[i]
         if digest(picture) != known.digest or inspect(picture, self.names[i], _NO_LIMIT) != known.facts:
             raise InputError(

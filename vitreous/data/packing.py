@@ -104,7 +104,7 @@ def pack(
         raise InputError(f"{out}: expected different names of targets and group, and none called {NOTE}: {titles}.")
     new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    write = {"tar": _write_tar, "parquet": _Parquet(source, titles).write}[form]
+    write = _Parquet(source, titles).write if form == "parquet" else _write_tar
     faults: list[str] = []
     written: list[Path] = []
     counts = dict.fromkeys(SPLITS, 0)
@@ -283,9 +283,8 @@ class _Parquet:
         import pyarrow.parquet as pq
 
         others = [name for name in self.schema.names if name != "image"]
-        with pq.ParquetWriter(
-            path, self.schema, compression=dict.fromkeys(others, "zstd"), use_dictionary=others
-        ) as file:  # pyright: ignore
+        options: dict[str, Any] = {"compression": dict.fromkeys(others, "zstd"), "use_dictionary": others}
+        with pq.ParquetWriter(path, self.schema, **options) as file:
             rows, held = [], 0
             for sample in samples:
                 rows.append(self._row(sample))

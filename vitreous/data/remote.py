@@ -189,6 +189,7 @@ class RangeFile(io.RawIOBase):
 
 def retried(what: str, act: Callable[[], T]) -> T:
     """What `act` gives, tried again after faults that may pass. Raises `InputError` that names what it was of."""
+    fault = ""
     for pause in (*PAUSES, None):
         try:
             return act()

@@ -37,6 +37,7 @@ class RowGroups:
         self.__dict__.update(state, _lock=threading.Lock(), _held=OrderedDict())
 
     def __call__(self, i: int) -> bytes:
+        """The bytes of a picture. Raises `InputError` where there are none."""
         which = int(np.searchsorted(self.starts, i, side="right")) - 1
         row = i - int(self.starts[which])
         with self._lock:
@@ -57,7 +58,8 @@ class RowGroups:
         file, group = self.groups[which]
         with opened(self.places[file]) as parquet:
             column = parquet.read_row_group(group, columns=[self.column])[self.column.split(".")[0]]
-        return pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+        is_struct = pa.types.is_struct(column.type)
+        return pc.struct_field(column, "bytes") if is_struct else column  # pyright: ignore
 
 
 def light_columns(places: Sequence[str]) -> "tuple[pa.Table, Callable[[str], RowGroups | None], dict[str, list[int]]]":
@@ -89,11 +91,10 @@ def light_columns(places: Sequence[str]) -> "tuple[pa.Table, Callable[[str], Row
             rows.append([group.num_rows for group in groups])
             first += len(groups)
     try:
-        table = pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata(
-            tables[0].schema.metadata
-        )
+        table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise InputError(f"{shown(places[0])} and the files beside it differ in their columns: {error}") from error
+    table = table.replace_schema_metadata(tables[0].schema.metadata)
     return table, lambda name: RowGroups(places, leaves[name], rows) if name in leaves else None, holes
 
 

@@ -36,6 +36,7 @@ class Ranges:
     names: tuple[str, ...]
 
     def __call__(self, i: int) -> bytes:
+        """The bytes of a picture. Raises `InputError` that names it and its shard."""
         place, size = self.places[int(self.shards[i])], int(self.sizes[i])
         try:
             content = read_range(place, int(self.offsets[i]), size)
@@ -222,8 +223,6 @@ def column(values: Sequence[Any]) -> "pa.Array | None":
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
     words = [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
     words = [None if word is None else word.encode("utf-8", "replace").decode() for word in words]
-    if all(word is None or (_is_whole(word) and len(word) < 18) for word in words):  # of .cls
-        return pa.array([None if word is None else int(word) for word in words], pa.int64())
     return pa.array(words, pa.string())
 
 
@@ -233,10 +232,6 @@ def _left_out(table: "pa.Table") -> set[str]:
     if "class" in titles:
         return titles - {"class", "split"}
     return {"txt"} if len(titles) > 1 else set()
-
-
-def _is_whole(word: str) -> bool:
-    return word.removeprefix("-").isdecimal() and word.isascii()
 
 
 def _of_folders(shards: Sequence[Shard], names: Sequence[str], where: str, splits: Sequence[str]) -> Table:

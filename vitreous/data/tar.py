@@ -114,10 +114,10 @@ def _pax(body: bytes, at: int) -> dict[str, str]:
     values, start = {}, 0
     while start < len(body) and body[start]:
         space = body.find(b" ", start, start + 20)
-        length = int(body[start:space]) if space > 0 and body[start:space].isdigit() else 0
-        record = body[space + 1 : start + length]
+        length = int(body[start:space]) if space > start and body[start:space].isdigit() else 0
+        record = body[space + 1 : start + length] if space < start + length <= len(body) else b""
         key, equals, value = record[:-1].partition(b"=")
-        if length <= space + 1 - start or start + length > len(body) or not record.endswith(b"\n") or not equals:
+        if length == 0 or not record.endswith(b"\n") or not equals:
             raise InputError(f"the PAX header at byte {at:,} is damaged")
         values[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         start += length

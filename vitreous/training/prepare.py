@@ -13,7 +13,7 @@ from torch import Tensor
 from vitreous.data.decode import Facts
 from vitreous.data.doctor import Scan, fast_findings, scan
 from vitreous.data.preprocess import InputSpec, Size, infer_spec, shrink
-from vitreous.data.sources import Source, open_source
+from vitreous.data.sources import Source, is_there, open_source
 from vitreous.data.splits import assign_splits
 from vitreous.data.store import PixelStore, UndecodableError, open_store
 from vitreous.data.targets import Task, describe, infer_task
@@ -138,7 +138,7 @@ def prepare_again(run: RunDir, journal: Journal, data: str | Path | None = None)
     """
     values = run.config()
     config, place = TrainConfig.from_json(values["train"]), data or values["data"]
-    if data is None and place != "digits" and not Path(place).exists():
+    if data is None and not is_there(place):
         raise InputError(
             f"the pictures of the run are gone from {place}; where they lie elsewhere now: "
             f"vitreous train DATA --resume {run.path}"
