@@ -8,6 +8,7 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ class TestSamples:
         assert source.groups is not None
         assert source.groups.tolist() == ["0", "0", "1"]
         assert source.splits.tolist() == ["train", "validation", "test"]
-        with pytest.raises(InputError, match="no group column 'x'. Its columns are: label, age, split, who"):
+        with pytest.raises(InputError, match=r"no group column 'x'\. Its columns are: label, age, split, who"):
             open_source(tmp_path / "s.tar", group="x")
 
 
@@ -293,7 +294,7 @@ class TestTar:
         info = tarfile.TarInfo("big.png")
         info.size = 9 << 30
         header = info.tobuf(tarfile.GNU_FORMAT)
-        with pytest.raises(InputError, match="cut off: big.png reaches to byte 9,663,676,928"):
+        with pytest.raises(InputError, match=r"cut off: big\.png reaches to byte 9,663,676,928"):
             list(tar.members(lambda start, count: header[start : start + count], len(header)))
 
     def test_every_cut_is_found(self):
@@ -323,7 +324,7 @@ class TestTar:
         info = tarfile.TarInfo("pax")
         info.type, info.size = b"x", len(body)
         content = info.tobuf(tarfile.USTAR_FORMAT) + body.ljust(512, b"\0") + tarred({"a.png": b"A"})
-        with pytest.raises(InputError, match="damaged|cut off"):
+        with pytest.raises(InputError, match=r"damaged|cut off"):
             list(tar.members(lambda start, count: content[start : start + count], len(content)))
 
     def test_any_bytes_give_shards_or_an_input_error(self):
@@ -334,10 +335,8 @@ class TestTar:
             for at in rng.integers(0, len(whole), rng.integers(1, 6)):
                 mutated[at] = rng.integers(0, 256)
             for data in (bytes(mutated), bytes(mutated[: rng.integers(0, len(whole))])):
-                try:
+                with suppress(InputError):
                     fuzz_shards(data)
-                except InputError:
-                    pass
 
 
 class TestIndexes:
@@ -429,7 +428,7 @@ class TestRemote:
                 open_source("memory://set/x.tar")
         finally:
             memory.rm("/set", recursive=True)
-        with pytest.raises(InputError, match="holds no .tar and no .parquet|cannot be read"):
+        with pytest.raises(InputError, match=r"holds no \.tar and no \.parquet|cannot be read"):
             open_source("memory://set")
         monkeypatch.setitem(__import__("sys").modules, "fsspec.core", None)
         with pytest.raises(InputError, match=r"pip install 'vitreous\[shards\]'"):
@@ -444,11 +443,11 @@ class TestRemote:
 
 
 class TestParquet:
-    def write(self, path: Path, first: int, count: int = 4, wrapped: bool = True, kind: Any = pa.int64()) -> Path:
+    def write(self, path: Path, first: int, count: int = 4, wrapped: bool = True, kind: str = "int64") -> Path:
         contents = [b"picture %d" % i for i in range(first, first + count)]
         image = [{"bytes": c, "path": f"{first + i}.png"} for i, c in enumerate(contents)] if wrapped else contents
         features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
-        labels = pa.array([i % 2 for i in range(first, first + count)], kind)
+        labels = pa.array([i % 2 for i in range(first, first + count)]).cast(kind)
         table = pa.table({"image": image, "label": labels})
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -457,7 +456,7 @@ class TestParquet:
 
     def test_the_layout_of_hugging_face(self, tmp_path):
         self.write(tmp_path / "data/train-00000-of-00002.parquet", 0)
-        self.write(tmp_path / "data/train-00001-of-00002.parquet", 4, kind=pa.int32())
+        self.write(tmp_path / "data/train-00001-of-00002.parquet", 4, kind="int32")
         self.write(tmp_path / "data/test-00000-of-00001.parquet", 8)
         (tmp_path / "README.md").write_text("a card")
         source = open_source(tmp_path)

@@ -143,7 +143,10 @@ def read_range(place: str, start: int, count: int) -> bytes:
         with _ask(place, start, count) as reply:
             if reply.status != 206:
                 raise _no_ranges(place)
-            return reply.read(count)
+            content = reply.read(count)
+            if len(content) < min(count, int(reply.headers.get("Content-Length") or 0)):
+                raise HTTPException("the connection broke off")
+            return content
 
     return retried(shown(place), read)
 

@@ -62,11 +62,14 @@ class RowGroups:
         return pc.struct_field(column, "bytes") if is_struct else column  # pyright: ignore
 
 
-def light_columns(places: Sequence[str]) -> "tuple[pa.Table, Callable[[str], RowGroups | None], dict[str, list[int]]]":
+def light_columns(
+    places: Sequence[str],
+) -> "tuple[pa.Table, Callable[[str], RowGroups | None], dict[str, list[int]], list[int]]":
     """All columns but what pictures there are in bytes, which are read when they are asked for.
 
     A column of bytes comes as nulls of its length, a struct {bytes, path} as its paths. With the table come a function
-    that gives the reader of such a column, and the row groups in which some of its bytes are null, as the files say.
+    that gives the reader of such a column, the row groups in which some of its bytes are null, as the files say, and
+    the rows of each file.
     """
     import pyarrow as pa
 
@@ -95,7 +98,8 @@ def light_columns(places: Sequence[str]) -> "tuple[pa.Table, Callable[[str], Row
     except pa.ArrowException as error:
         raise InputError(f"{shown(places[0])} and the files beside it differ in their columns: {error}") from error
     table = table.replace_schema_metadata(tables[0].schema.metadata)
-    return table, lambda name: RowGroups(places, leaves[name], rows) if name in leaves else None, holes
+    reader = lambda name: RowGroups(places, leaves[name], rows) if name in leaves else None  # noqa: E731
+    return table, reader, holes, list(map(sum, rows))
 
 
 @contextmanager

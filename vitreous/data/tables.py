@@ -61,14 +61,15 @@ def read_tables(
     group: str | None,
     splits: Sequence[str] = (),
 ) -> Table:
-    """Read Parquet files, or one CSV or TSV, as one table; `splits` are those that the files' names say.
+    """Read Parquet files, or one CSV or TSV, as one table; `splits` are those that each file's name says.
 
     Raises `InputError` as `read_table` does.
     """
     contents: Callable[[str], RowGroups | None] = lambda name: None  # noqa: E731
     holes: dict[str, list[int]] = {}
     if shown(places[0]).lower().endswith(".parquet"):
-        table, contents, holes = light_columns(places)
+        table, contents, holes, rows = light_columns(places)
+        splits = [split for split, count in zip(splits, rows, strict=False) for _ in range(count)]
     else:
         table = _load_csv(Path(places[0]))
     names = [name.strip() for name in table.column_names]
