@@ -255,6 +255,12 @@ class _Shards:
     places: list[str]
     names: list[str]
 
+    def checked(self) -> Self:
+        """The shards, all of which are there, as far as that can be told without asking for them."""
+        if lost := [place for place in self.places if not is_url(place) and not os.path.isfile(place)]:
+            raise InputError.listing(f"{self.given}: {len(lost):,} of {len(self.places):,} shards are not there:", lost)
+        return self
+
 
 def _shards_of(data: str | os.PathLike) -> _Shards | None:
     """The shards that the user means, or None where it is other data: a .tar, a pattern, a URL, a folder of shards.
@@ -271,9 +277,7 @@ def _shards_of(data: str | os.PathLike) -> _Shards | None:
         if not is_url(text) and not is_pattern(text) and not os.path.exists(text):
             return None
         places = remote.expand(text)
-        if lost := [place for place in places if not is_url(place) and not os.path.isfile(place)]:
-            raise InputError.listing(f"{text}: {len(lost):,} of {len(places):,} shards are not there:", lost)
-        return _Shards(text, suffix, places, relative(places))
+        return _Shards(text, suffix, places, relative(places)).checked()
     if is_url(text):
         return _shards_in(text)
     return None
@@ -310,10 +314,11 @@ def _shards_in(folder: str) -> _Shards:
     if is_url(folder) or os.path.exists(joined(folder, INDEX)):
         try:
             names, _, _ = read_index(joined(folder, INDEX))
-            return _Shards(folder, ".tar", [joined(folder, name) for name in names], names)
-        except InputError:
+        except InputError:  # mostly, far away, there is none
             if not is_url(folder):
                 raise
+        else:
+            return _Shards(folder, ".tar", [joined(folder, name) for name in names], names).checked()
     for suffix in (".tar", ".parquet"):
         if names := remote.listed(folder, suffix):
             return _Shards(folder, suffix, [joined(folder, name) for name in names], names)
