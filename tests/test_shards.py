@@ -13,12 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import making
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from vitreous.data import index, remote, tar
+from vitreous.data.packing import pack
 from vitreous.data.remote import RangeFile, expand, shown
 from vitreous.data.shards import fuzz_shards
 from vitreous.data.sources import Source, is_there, open_pictures, open_source, title_of
@@ -158,6 +160,10 @@ class TestSamples:
         np.testing.assert_array_equal(columns["y"], [1, 2.5, np.nan])
         assert columns["w"].tolist() == ["1", "a", ""]
 
+    def test_titles_that_are_no_text_are_still_titles(self, tmp_path):
+        found = {"a.png": b"A", "a.json": b'{"\\ud800": 1, "": 2, "\\u0000": 3, "y": "\\udc00"}'}
+        assert open_source(write(tmp_path / "s.tar", found)).columns["y"].tolist() == ["?"]
+
     def test_samples_without_a_picture_are_left_out(self, tmp_path):
         source = open_source(
             write(tmp_path / "s.tar", {**samples(range(2)), "99.json": {"label": "cat"}, "r.pdf": b""})
@@ -219,8 +225,8 @@ class TestMany:
             open_source(str(tmp_path / "b-*.tar"))
 
     def test_a_folder_with_pictures_is_no_folder_of_shards(self, tmp_path):
-        for name in ("cat/a.png", "dog/a.png", "all.tar"):
-            (tmp_path / name).parent.mkdir(exist_ok=True)
+        for name in ("train/cat/a.png", "train/dog/a.png", "all.tar"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(b"")
         assert open_source(tmp_path).kind == "folder"
 
@@ -413,6 +419,20 @@ class TestRemote:
     def test_a_folder_behind_http_needs_an_index(self, server):
         with pytest.raises(InputError, match=r"HTTP does not list what a folder holds.*train-\{000000"):
             open_source(server.url("folder"))
+
+    def test_behind_an_index_nothing_else_is_read(self, server, tmp_path):
+        folder = open_source(making.make_shapes(tmp_path / "d", each=2))
+        pack(folder, tmp_path / "out", size=1 << 30, pictures=3)
+        server.files = {f"set/{path.name}": path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        for data in ("set", "set/train-{000000..000001}.tar"):
+            server.asked.clear()
+            source = open_source(server.url(data))
+            assert {name for name, _ in server.asked} == {f"set/{index.INDEX}"}
+            assert [source.read(i) for i in range(6)] == [folder.read(i) for i in range(6)]
+            assert source.names == folder.names
+        server.files["set/train-000000.tar"] = server.files["set/train-000001.tar"]
+        with pytest.raises(InputError, match="is not what was packed"):
+            source.read(0)
 
     def test_any_url_that_fsspec_knows(self, server, monkeypatch):
         memory = fsspec.filesystem("memory")

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,12 +57,21 @@ class Shard:
         return [self.names[member] for member in np.flatnonzero(self.sizes < 0)]
 
 
-def index_shards(places: Sequence[str]) -> list[Shard]:
-    """The indexes of shards: from beside them, from the cache, or made now.
+@dataclass(frozen=True)
+class Index:
+    """What lies beside some shards: their names, the least size that each has, and a reader of their rows."""
+
+    names: list[str]
+    ends: list[int]
+    shard: Callable[[int, str], Shard]  # number, place
+
+
+def index_shards(places: Sequence[str], index: Index | None = None) -> list[Shard]:
+    """The indexes of shards: from beside them (`index`, where it is read already), from the cache, or made now.
 
     Raises `InputError` for shards that are no tars, or cut off; all of them together.
     """
-    beside = _beside(places)
+    beside = _beside(places) if index is None else _told(index, places)
     missing = [place for place in places if place not in beside]
 
     def look(place: str) -> Shard | str:
@@ -134,29 +143,22 @@ def write_index(path: Path, shards: Sequence[Shard], names: Sequence[str], facts
     write_whole(path, write)
 
 
-def read_index(place: str) -> tuple[list[str], list[int], Any]:
-    """The names of the shards in an index beside them, the least size that each has, and a reader of their rows.
-
-    Raises `InputError` where there is none, or it is damaged.
-    """
+def read_index(place: str) -> Index:
+    """The index that lies beside shards. Raises `InputError` where there is none, or it is damaged."""
     size = stat(place).size
     if size > LARGEST_INDEX:
         raise InputError(f"{shown(place)} has {size:,} bytes, more than any index")
     content = read_range(place, 0, size)
-
-    def rows(which: int, at: str) -> Shard:
-        return _shard(content, which, at, place)
-
     try:
         about = json.loads(_parquet(content).schema_arrow.metadata[b"vitreous"])
         names, ends = [name for name, _ in about["shards"]], [end for _, end in about["shards"]]
         right = about["format"] == FORMAT and all(type(end) is int for end in ends)
         right = right and all(type(name) is str and _is_inside(name) for name in names)
-    except Exception as fault:
+    except Exception as fault:  # whatever Parquet's reader raises
         raise _damaged(place) from fault
     if not right:
         raise _damaged(place)
-    return names, ends, rows
+    return Index(names, ends, lambda number, at: _shard(content, number, at, place))
 
 
 def _beside(places: Sequence[str]) -> dict[str, Shard]:
@@ -166,21 +168,26 @@ def _beside(places: Sequence[str]) -> dict[str, Shard]:
         folders.setdefault(parted(place)[0], []).append(place)
     found = {}
     for folder, inside in folders.items():
-        index = joined(folder, INDEX)
-        if not is_url(folder) and not os.path.exists(index):
+        place = joined(folder, INDEX)
+        if not is_url(folder) and not os.path.exists(place):
             continue
         try:
-            listed, ends, rows = read_index(index)
+            found |= _told(read_index(place), inside)
         except InputError:
-            if is_url(folder):  # mostly there is none
-                continue
-            raise
-        numbers = {name: number for number, name in enumerate(listed)}
-        for place in inside:
-            number = numbers.get(parted(place)[1])
-            if number is not None:
-                _refuse_shorter(place, ends[number])
-                found[place] = rows(number, place)
+            if not is_url(folder):  # far away there mostly is none
+                raise
+    return found
+
+
+def _told(index: Index, places: Sequence[str]) -> dict[str, Shard]:
+    """Those of the shards that the index tells of."""
+    numbers = {name: number for number, name in enumerate(index.names)}
+    found = {}
+    for place in places:
+        number = numbers.get(parted(place)[1])
+        if number is not None:
+            _refuse_shorter(place, index.ends[number])
+            found[place] = index.shard(number, place)
     return found
 
 
@@ -268,11 +275,11 @@ def _cache_file(place: str, status: Stat) -> Path:
 def _from_cache(kept: Path, place: str, status: Stat) -> Shard | None:
     if not kept.exists():
         return None
-    with suppress(InputError, OSError):  # damaged: it is made anew
-        _, [end], rows = read_index(str(kept))
+    with suppress(InputError, OSError, IndexError):  # damaged: it is made anew
+        index = read_index(str(kept))
         with suppress(OSError):
             os.utime(kept)  # the last to go
-        return rows(0, place) if end <= status.size else None
+        return index.shard(0, place) if index.ends[0] <= status.size else None
     return None
 
 

@@ -191,7 +191,12 @@ def _read_fields(sample: _Sample, shard: Shard) -> None:
             raise InputError(f"{name}: expected a JSON object")
         if NOTE in values and isinstance(values[NOTE], dict):
             sample.note = Note.from_json(values.pop(NOTE), name)
-        sample.fields = values | sample.fields
+        sample.fields = {_title(title): value for title, value in values.items()} | sample.fields
+
+
+def _title(text: str) -> str:
+    """A title that can be one of a column: JSON may hold what is no Unicode."""
+    return text.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
 def _columns(samples: Sequence[_Sample]) -> "pa.Table":

@@ -12,7 +12,7 @@ import numpy as np
 
 from vitreous.data import remote
 from vitreous.data.folders import EXPECTED_FOLDER, class_folders, is_hidden, is_picture, walk
-from vitreous.data.index import INDEX, index_shards, read_index
+from vitreous.data.index import INDEX, Index, index_shards, read_index
 from vitreous.data.notes import Known
 from vitreous.data.remote import is_pattern, is_url, joined, shown
 from vitreous.data.shards import open_members, open_shards, relative, splits_of_files
@@ -254,6 +254,7 @@ class _Shards:
     suffix: str  # ".tar" or ".parquet"
     places: list[str]
     names: list[str]
+    index: Index | None = None  # that was found beside them
 
     def checked(self) -> Self:
         """The shards, all of which are there, as far as that can be told without asking for them."""
@@ -284,7 +285,7 @@ def _shards_of(data: str | os.PathLike) -> _Shards | None:
 
 
 def _has_shards(folder: str) -> bool:
-    """Whether a folder is one of shards: they lie in it or one folder further down, and no picture does."""
+    """Whether a folder is one of shards: they lie in it or one folder further down, and there are no pictures."""
     if os.path.exists(joined(folder, INDEX)):
         return True
     found = False
@@ -295,7 +296,7 @@ def _has_shards(folder: str) -> bool:
             found = found or name.lower().endswith((".tar", ".parquet"))
     except OSError:  # told when it is walked
         return False
-    return found
+    return found and not any(map(is_picture, walk(Path(folder))))
 
 
 def _near(folder: str, deep: bool = True) -> Iterator[str]:
@@ -313,12 +314,13 @@ def _near(folder: str, deep: bool = True) -> Iterator[str]:
 def _shards_in(folder: str) -> _Shards:
     if is_url(folder) or os.path.exists(joined(folder, INDEX)):
         try:
-            names, _, _ = read_index(joined(folder, INDEX))
+            index = read_index(joined(folder, INDEX))
         except InputError:  # mostly, far away, there is none
             if not is_url(folder):
                 raise
         else:
-            return _Shards(folder, ".tar", [joined(folder, name) for name in names], names).checked()
+            places = [joined(folder, name) for name in index.names]
+            return _Shards(folder, ".tar", places, index.names, index).checked()
     for suffix in (".tar", ".parquet"):
         if names := remote.listed(folder, suffix):
             return _Shards(folder, suffix, [joined(folder, name) for name in names], names)
@@ -333,7 +335,7 @@ def _open_shards(found: _Shards, target: Sequence[str], path_column: str | None,
         return _of_table("table", found.given, table, Path(found.places[0]).parent)
     if path_column is not None:
         raise InputError(f"A path column is for tables (.csv, .tsv, .parquet), but the data is {where}.")
-    kind, table = open_shards(index_shards(found.places), found.names, where, target, group)
+    kind, table = open_shards(index_shards(found.places, found.index), found.names, where, target, group)
     source = _of_table(kind, found.given, table)
     _refuse_unknown(source, where, target)
     return source
@@ -352,7 +354,7 @@ def _inside_shards(
     if found.suffix == ".parquet":
         source = _open_shards(found, (), None, None)
         return source.names, source.read
-    read = open_members(index_shards(found.places), found.names, shown(found.given))
+    read = open_members(index_shards(found.places, found.index), found.names, shown(found.given))
     return read.names, read
 
 
