@@ -94,9 +94,9 @@ def test_training_on_shards_gives_the_bits_of_training_on_the_folder(folder, pac
         assert job.split == jobs[0].split
         assert torch.equal(job.store.gather(numbers), jobs[0].store.gather(numbers))
     predictor = vitreous.load(second)
-    a, b = (vitreous.evaluate(predictor, data, say=str) for data in (folder, packed["tar"]))
+    a, b = (vitreous.evaluate(predictor, data, say=print) for data in (folder, packed["tar"]))
     assert (a.names, a.answers.tolist()) == (b.names, b.answers.tolist())
-    asked = list(predictor.stream(open_pictures([str(packed["tar"] / "test-000000.tar")]), str))
+    asked = list(predictor.stream(open_pictures([str(packed["tar"] / "test-000000.tar")]), print))
     assert [answer.error for answer in asked] == [""] * 6
     assert [answer.picture for answer in asked][:2] == ["000000000.jpg", "000000001.jpg"]
 

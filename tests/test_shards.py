@@ -22,6 +22,7 @@ import pytest
 from vitreous.data import index, remote, tar
 from vitreous.data.packing import pack
 from vitreous.data.remote import RangeFile, expand, shown
+from vitreous.data.rowgroups import RowGroups
 from vitreous.data.shards import fuzz_shards
 from vitreous.data.sources import Source, is_there, open_pictures, open_source, title_of
 from vitreous.errors import InputError
@@ -78,7 +79,7 @@ class Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Server
+    server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         content = self.server.files.get(self.path.lstrip("/").split("?")[0])
@@ -101,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(part[: len(part) // 2] if fault == "cut" else part)
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 
@@ -490,8 +491,8 @@ class TestParquet:
         source = open_source(tmp_path / "a.parquet")
         assert source.names[8] == "image[8]"
         groups: list[int] = []
-        group = type(source.read).group
-        monkeypatch.setattr(type(source.read), "group", lambda self, which: groups.append(which) or group(self, which))
+        group = RowGroups.group
+        monkeypatch.setattr(RowGroups, "group", lambda self, which: groups.append(which) or group(self, which))
         monkeypatch.setattr("vitreous.data.rowgroups.HELD", 1)
         assert [source.read(i) for i in (0, 1, 4, 2, 8, 3)] == [b"picture %d" % i for i in (0, 1, 4, 2, 8, 3)]
         assert groups == [0, 1, 2, 1]

@@ -144,7 +144,7 @@ def over_http(options: Namespace, rng: np.random.Generator) -> tuple[int, int]:
             self.end_headers()
             self.wfile.write(part[: len(part) // 2] if fault else part)
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
