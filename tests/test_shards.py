@@ -21,10 +21,11 @@ import pytest
 
 from vitreous.data import index, remote, tar
 from vitreous.data.packing import pack
+from vitreous.data.places import is_there, title_of
 from vitreous.data.remote import RangeFile, expand, shown
 from vitreous.data.rowgroups import RowGroups
 from vitreous.data.shards import fuzz_shards
-from vitreous.data.sources import Source, is_there, open_pictures, open_source, title_of
+from vitreous.data.sources import Source, open_pictures, open_source
 from vitreous.errors import InputError
 
 fsspec = pytest.importorskip("fsspec")

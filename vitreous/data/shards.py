@@ -5,7 +5,6 @@ a range, whatever the order; threads, processes and a resumed run need no state.
 """
 
 import json
-import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath, PureWindowsPath
@@ -16,8 +15,8 @@ import numpy as np
 from vitreous.data.folders import class_folders, is_hidden, is_picture, wrapper
 from vitreous.data.index import FIELDS, Shard, index_bytes
 from vitreous.data.notes import NOTE, Note
-from vitreous.data.remote import is_url, read_range, shown
-from vitreous.data.splits import split_of
+from vitreous.data.places import splits_of_files
+from vitreous.data.remote import read_range, shown
 from vitreous.data.tables import Table, of_rows
 from vitreous.errors import InputError
 
@@ -105,15 +104,6 @@ def open_members(shards: Sequence[Shard], names: Sequence[str], where: str) -> R
     if not chosen:
         raise InputError(f"{where} holds no pictures.")
     return _ranges(shards, names, chosen)
-
-
-def splits_of_files(names: Sequence[str]) -> list[str]:
-    """The split that each file's name or folder says ("data/train-00001.tar" -> "train").
-
-    All "" where they do not name several: the name of one file alone says nothing of how it is to be used.
-    """
-    splits = [_split_of_file(name) for name in names]
-    return splits if len(set(splits) - {""}) > 1 else [""] * len(names)
 
 
 def fuzz_shards(data: bytes) -> None:
@@ -287,20 +277,3 @@ def _refuse_unsafe(shards: Sequence[Shard], where: str) -> None:
             unsafe,
             "Pack it anew from inside the folder: tar cf photos.tar -C photos .",
         )
-
-
-def _split_of_file(name: str) -> str:
-    """The first word of a name, folders first, that names a split."""
-    *folders, file = name.split("/")
-    words = [*folders, *posixpath.splitext(file)[0].replace("_", "-").replace(".", "-").split("-")]
-    return next((split for word in words if (split := split_of(word))), "")
-
-
-def relative(places: Sequence[str]) -> list[str]:
-    """Names of places relative to the folder that holds them all, with posix slashes."""
-    plain = [shown(place) if is_url(place) else place.replace("\\", "/") for place in places]
-    folders = [posixpath.dirname(place).split("/") for place in plain]
-    shared = 0
-    while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
-        shared += 1
-    return ["/".join(place.split("/")[shared:]) for place in plain]

@@ -3,19 +3,19 @@
 import difflib
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from vitreous.data import remote
-from vitreous.data.folders import EXPECTED_FOLDER, class_folders, is_hidden, is_picture, walk
-from vitreous.data.index import INDEX, Index, index_shards, read_index
+from vitreous.data.folders import EXPECTED_FOLDER, class_folders, is_picture, walk
+from vitreous.data.index import index_shards
 from vitreous.data.notes import Known
-from vitreous.data.remote import is_pattern, is_url, joined, shown
-from vitreous.data.shards import open_members, open_shards, relative, splits_of_files
+from vitreous.data.places import Shards, find_shards, splits_of_files
+from vitreous.data.remote import shown
+from vitreous.data.shards import open_members, open_shards
 from vitreous.data.tables import TABLE_SUFFIXES, Table, read_table, read_tables
 from vitreous.errors import InputError
 
@@ -97,7 +97,7 @@ def open_source(
         from vitreous.data.hub import open_hub
 
         return _of_table("hub", str(data), open_hub(str(data), target, path_column, group))
-    if (found := _shards_of(data)) is not None:
+    if (found := find_shards(data)) is not None:
         return _open_shards(found, target, path_column, group)
     path = Path(os.path.abspath(Path(data).expanduser()))
     suffix = path.suffix.lower()
@@ -123,24 +123,6 @@ def open_source(
         raise InputError(_not_there(path))
     _refuse_unknown(source, data, target)
     return source
-
-
-def is_there(data: str | os.PathLike) -> bool:
-    """Whether data is still where it was; a URL is taken to be."""
-    text = str(data)
-    if text == "digits" or is_url(text) or Path(text).exists():
-        return True
-    try:
-        return is_pattern(text) and any(map(os.path.exists, remote.expand(text)))
-    except InputError:
-        return False
-
-
-def title_of(data: str | os.PathLike) -> str:
-    """A short word for data, to name things after: "photos" of "/data/photos.tar", "train" of "train-{00..99}.tar"."""
-    name = shown(str(data)).rstrip("/").rpartition("/")[2] if is_url(str(data)) else Path(data).resolve().name
-    name = os.path.splitext(name)[0].partition("{")[0].partition("*")[0].partition("?")[0].partition(":")[0]
-    return name.strip("-_. ") or "data"
 
 
 def open_pictures(paths: Sequence[str | os.PathLike | np.ndarray]) -> Source:
@@ -246,88 +228,7 @@ def _read_file(path: Path, name: str) -> bytes:
         raise InputError(f"{name} cannot be read: {error.strerror}.") from error
 
 
-@dataclass(frozen=True)
-class _Shards:
-    """Tars or Parquet files: what the user named, their places, and their names relative to the folder of all."""
-
-    given: str  # absolute, or a URL
-    suffix: str  # ".tar" or ".parquet"
-    places: list[str]
-    names: list[str]
-    index: Index | None = None  # that was found beside them
-
-    def checked(self) -> Self:
-        """The shards, all of which are there, as far as that can be told without asking for them."""
-        if lost := [place for place in self.places if not is_url(place) and not os.path.isfile(place)]:
-            raise InputError.listing(f"{self.given}: {len(lost):,} of {len(self.places):,} shards are not there:", lost)
-        return self
-
-
-def _shards_of(data: str | os.PathLike) -> _Shards | None:
-    """The shards that the user means, or None where it is other data: a .tar, a pattern, a URL, a folder of shards.
-
-    A single table here is no shard: it may hold paths.
-    """
-    text = str(data)
-    if not is_url(text):
-        text = os.path.abspath(Path(text).expanduser())
-    suffix = os.path.splitext(shown(text))[1].lower()
-    if os.path.isdir(text):
-        return _shards_in(text) if _has_shards(text) else None
-    if suffix == ".tar" or (suffix == ".parquet" and (is_url(text) or not os.path.isfile(text))):
-        if not is_url(text) and not is_pattern(text) and not os.path.exists(text):
-            return None
-        places = remote.expand(text)
-        return _Shards(text, suffix, places, relative(places)).checked()
-    if is_url(text):
-        return _shards_in(text)
-    return None
-
-
-def _has_shards(folder: str) -> bool:
-    """Whether a folder is one of shards: they lie in it or one folder further down, and there are no pictures."""
-    if os.path.exists(joined(folder, INDEX)):
-        return True
-    found = False
-    try:
-        for name in _near(folder):
-            if is_picture(name):
-                return False
-            found = found or name.lower().endswith((".tar", ".parquet"))
-    except OSError:  # told when it is walked
-        return False
-    return found and not any(map(is_picture, walk(Path(folder))))
-
-
-def _near(folder: str, deep: bool = True) -> Iterator[str]:
-    """Names of files in a folder and in those in it, hidden ones passed over; as they come, as there may be many."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_hidden(entry.name):
-                continue
-            if not entry.is_dir():
-                yield entry.name
-            elif deep:
-                yield from _near(entry.path, deep=False)
-
-
-def _shards_in(folder: str) -> _Shards:
-    if is_url(folder) or os.path.exists(joined(folder, INDEX)):
-        try:
-            index = read_index(joined(folder, INDEX))
-        except InputError:  # mostly, far away, there is none
-            if not is_url(folder):
-                raise
-        else:
-            places = [joined(folder, name) for name in index.names]
-            return _Shards(folder, ".tar", places, index.names, index).checked()
-    for suffix in (".tar", ".parquet"):
-        if names := remote.listed(folder, suffix):
-            return _Shards(folder, suffix, [joined(folder, name) for name in names], names)
-    raise InputError(f"{shown(folder)} holds no .tar and no .parquet.")
-
-
-def _open_shards(found: _Shards, target: Sequence[str], path_column: str | None, group: str | None) -> Source:
+def _open_shards(found: Shards, target: Sequence[str], path_column: str | None, group: str | None) -> Source:
     where = shown(found.given)
     if found.suffix == ".parquet":
         splits = splits_of_files(found.names)
@@ -348,7 +249,7 @@ def _inside_shards(
     if str(given).startswith("hf://"):
         source = open_source(given)
         return source.names, source.read
-    found = _shards_of(given)
+    found = find_shards(given)
     if found is None:
         return None
     if found.suffix == ".parquet":

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from vitreous.data.decode import Facts
 from vitreous.data.doctor import Scan, fast_findings, scan
+from vitreous.data.places import is_there
 from vitreous.data.preprocess import InputSpec, Size, infer_spec, shrink
-from vitreous.data.sources import Source, is_there, open_source
+from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import assign_splits
 from vitreous.data.store import PixelStore, UndecodableError, open_store
 from vitreous.data.targets import Task, describe, infer_task

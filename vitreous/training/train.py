@@ -10,8 +10,8 @@ import torch
 
 from vitreous.calibration import Calibration, headline, summarise
 from vitreous.data.batches import coarser
+from vitreous.data.places import title_of
 from vitreous.data.preprocess import InputSpec
-from vitreous.data.sources import title_of
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of

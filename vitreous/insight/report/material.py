@@ -15,7 +15,8 @@ from torch import Tensor
 
 from vitreous import metrics
 from vitreous.data.doctor import Finding, fast_findings, scan, size_histogram
-from vitreous.data.sources import Source, is_there, open_source
+from vitreous.data.places import is_there
+from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import SPLITS
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
