@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vitreous.data import index, remote, tar
+from vitreous.data import http, index, remote, tar
 from vitreous.data.packing import pack
 from vitreous.data.places import is_there, title_of
 from vitreous.data.remote import RangeFile, expand, shown
@@ -74,17 +74,31 @@ class Server(ThreadingHTTPServer):
         self.faults: list[int | str] = []
         self.ranges = True
         self.asked: list[tuple[str, int]] = []
+        self.seen: list[dict[str, str]] = []
+        self.connections = 0
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"
 
 
 class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
     server: Server  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections += 1
 
     def do_GET(self) -> None:
         content = self.server.files.get(self.path.lstrip("/").split("?")[0])
         fault = self.server.faults.pop(0) if self.server.faults else None
+        self.server.seen.append(dict(self.headers))
+        if self.path.startswith("/moved/"):
+            self.send_response(302)
+            self.send_header("Location", self.path.removeprefix("/moved"))
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if content is None or isinstance(fault, int):
             self.send_error(404 if content is None else fault)  # pyright: ignore
             return
@@ -102,6 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         self.wfile.write(part[: len(part) // 2] if fault == "cut" else part)
+        self.close_connection = fault in ("cut", "last")
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -118,6 +133,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     yield started
     started.shutdown()
     thread.join()
+    http._kept.__dict__.clear()
     started.server_close()
 
 
@@ -403,6 +419,24 @@ class TestRemote:
         server.faults[:] = [503, 500, 429]
         with pytest.raises(InputError, match=r"00001\.jpg in http.*a\.tar cannot be read: .*the server says 429"):
             source.read(1)
+
+    def test_connections_are_kept_and_made_anew_where_the_server_closed_them(self, server):
+        server.files["a.tar"] = tarred(samples(range(4)))
+        source = open_source(server.url("a.tar"))
+        before = server.connections
+        assert [source.read(i) for i in (3, 0, 2)] == [b"picture 3", b"picture 0", b"picture 2"]
+        assert server.connections <= before + 1
+        server.faults[:] = ["last"]
+        assert [source.read(i) for i in (1, 1)] == [b"picture 1"] * 2
+        assert server.connections > before
+
+    def test_redirections_are_followed_and_names_and_passwords_shown_to_the_server_they_are_for(self, server):
+        server.files["a.tar"] = tarred(samples(range(2)))
+        assert open_source(server.url("moved/a.tar")).read(1) == b"picture 1"
+        server.seen.clear()
+        open_source(server.url("moved/a.tar?1").replace("//", "//me:p%40ss@"))
+        assert server.seen[0]["Authorization"] == "Basic bWU6cEBzcw=="
+        assert "Authorization" not in server.seen[1]
 
     def test_a_fault_names_the_shard_and_what_to_do(self, server):
         server.files["a.tar"] = tarred(samples(range(2)))

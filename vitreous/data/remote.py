@@ -1,7 +1,7 @@
 """Ranges of files, wherever they lie: on this machine, behind HTTP, or at any URL that fsspec knows.
 
 A place is a path or a URL. HTTP is spoken by the standard library; s3://, gs://, memory:// and the like by fsspec and
-its packages. Nothing is kept open between two reads, so that threads and processes share no state.
+its packages. Threads and processes share no state: no position in a file, no connection.
 """
 
 import glob
@@ -10,18 +10,16 @@ import itertools
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from vitreous.data.http import StatusError, get_part
 from vitreous.errors import InputError
 
 PAUSES = (0.5, 2.0, 5.0)  # seconds before a read that failed is tried again; after the last it is given up
-TIMEOUT = 60.0  # seconds without a byte after which a read has failed
 MOST_EXPANDED = 1_000_000  # places of one pattern of braces
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(://|::)")  # two letters or more: C: is a drive
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -109,11 +107,10 @@ def listed(place: str, suffix: str) -> list[str]:
 def stat(place: str) -> Stat:
     """The size of a file, without reading it. Raises `InputError` where it cannot be had."""
     if _is_http(place):
-        with retried(shown(place), lambda: _ask(place, 0, 1)) as reply:
-            total = reply.headers.get("Content-Range", "").rpartition("/")[2]
-            if reply.status != 206 or not total.isdigit():
-                raise _no_ranges(place)
-            return Stat(int(total), reply.headers.get("ETag") or reply.headers.get("Last-Modified") or "")
+        part = retried(shown(place), lambda: get_part(place, 0, 1))
+        if not part.total:
+            raise InputError(f"{shown(place)}: its size is not told, and without it shards cannot be read.")
+        return Stat(part.total, part.stamp)
     if is_url(place):
         fs, path = _filesystem(place)
         info = retried(shown(place), lambda: fs.info(path))
@@ -138,17 +135,7 @@ def read_range(place: str, start: int, count: int) -> bytes:
     if not _is_http(place):
         fs, path = _filesystem(place)
         return bytes(retried(shown(place), lambda: fs.cat_file(path, start, start + count)))[:count]
-
-    def read() -> bytes:
-        with _ask(place, start, count) as reply:
-            if reply.status != 206:
-                raise _no_ranges(place)
-            content = reply.read(count)
-            if len(content) < min(count, int(reply.headers.get("Content-Length") or 0)):
-                raise HTTPException("the connection broke off")
-            return content
-
-    return retried(shown(place), read)
+    return retried(shown(place), lambda: get_part(place, start, count)).content
 
 
 class RangeFile(io.RawIOBase):
@@ -196,11 +183,10 @@ def retried(what: str, act: Callable[[], T]) -> T:
     for pause in (*PAUSES, None):
         try:
             return act()
-        except InputError:
-            raise
-        except urllib.error.HTTPError as error:
-            error.close()
-            fault, passing = f"the server says {error.code} ({error.reason})", error.code in _AGAIN
+        except InputError as error:
+            fault, passing = str(error), False
+        except StatusError as error:
+            fault, passing = str(error), error.status in _AGAIN
         except (FileNotFoundError, PermissionError) as error:
             fault, passing = _said(error), False
         except (OSError, HTTPException, ValueError) as error:
@@ -216,26 +202,6 @@ def retried(what: str, act: Callable[[], T]) -> T:
 def _said(error: Exception) -> str:
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
     return str(reason).strip().rstrip(".") or type(error).__name__
-
-
-def _ask(place: str, start: int, count: int) -> Any:
-    request = urllib.request.Request(
-        place, headers={"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity"}
-    )
-    try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # beyond its end
-            raise
-        error.close()
-        raise InputError(f"{shown(place)} cannot be read: it ends before byte {start:,}.") from None
-
-
-def _no_ranges(place: str) -> InputError:
-    return InputError(
-        f"{shown(place)}: this server does not give parts of a file (HTTP ranges), which shards are read by. Put them "
-        "on another one (nginx, Apache and all object stores give ranges), or download them."
-    )
 
 
 def _is_http(place: str) -> bool:
