@@ -27,11 +27,14 @@ VERBS = (
     Verb("export", "RUN", "write a trained model to one file, for ONNX Runtime or OpenVINO, and prove that it agrees"),
     Verb("serve", "RUN", "answer over HTTP, with a page to drop pictures on"),
     Verb("import", "CHECKPOINT --out RUN", "make a run directory of another project's weights"),
+    Verb("pack", "DATA OUT", "pack pictures and targets to shards: WebDataset's tars, or Parquet"),
     Verb("models", "", "list the models, with parameters, work and tokens"),
 )
 DATA = """\
 DATA is a folder of class folders (with train/, validation/ and test/ above them, or not), a table (.csv, .tsv,
-.parquet) with a column of paths and columns to learn, arrays (.npz), a .tar of class folders, or the word digits."""
+.parquet) with a column of paths and columns to learn, arrays (.npz), a .tar of class folders, or the word digits;
+shards, WebDataset's .tar or .parquet with the pictures in it: a folder of them, a pattern such as
+"train-{000..099}.tar" or "data/*.parquet", or their URL (https://, s3:// …); or hf://owner/name, of Hugging Face."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

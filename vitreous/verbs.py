@@ -18,7 +18,11 @@ from vitreous.infer.predictor import AnswerConfig
 from vitreous.training.journal import Journal
 from vitreous.training.recipe import TrainConfig
 
-DATA = "A folder of class folders, a table (.csv, .tsv, .parquet), arrays (.npz), a .tar of class folders, or digits."
+DATA = (
+    "A folder of class folders, a table (.csv, .tsv, .parquet), arrays (.npz), a .tar of class folders, or digits; "
+    "shards (.tar, .parquet): a folder, a pattern or a URL of them; or hf://owner/name."
+)
+PICTURES = "Files, and folders of them; shards of them."
 Json = Annotated[bool, arg(help="Print JSON for machines; what is meant for people goes to standard error.")]
 Data = Annotated[Positional[str], arg(help=DATA, metavar="DATA")]
 Run = Annotated[Positional[Path], arg(help="A run directory that train made, or a file of export.", metavar="RUN")]
@@ -164,7 +168,7 @@ def evaluate(
 
 def predict(
     run: Run,
-    pictures: Annotated[Positional[tuple[str, ...]], arg(help="Files, and folders of them.", metavar="PICTURES…")],
+    pictures: Annotated[Positional[tuple[str, ...]], arg(help=PICTURES, metavar="PICTURES…")],
     /,
     *,
     out: Path | None = None,
@@ -250,7 +254,7 @@ def predict(
 
 def explain(
     run: Run,
-    pictures: Annotated[Positional[tuple[str, ...]], arg(help="Files, and folders of them.", metavar="PICTURES…")],
+    pictures: Annotated[Positional[tuple[str, ...]], arg(help=PICTURES, metavar="PICTURES…")],
     /,
     *,
     out: Path = Path("why.html"),
@@ -521,6 +525,56 @@ def _hint(text: str) -> tuple[str, Any]:
     return name, tuple(plain(part) for part in value.split(",") if part) if "," in value else plain(value)
 
 
+def pack_data(
+    data: Data,
+    out: Annotated[Positional[Path], arg(help="The folder to make.", metavar="OUT")],
+    /,
+    *,
+    format: Literal["tar", "parquet"] = "tar",
+    size: str = "1GB",
+    pictures: int | None = None,
+    target: tuple[str, ...] = (),
+    path_column: str | None = None,
+    group: str | None = None,
+    skip_bad: bool = False,
+    json: Json = False,
+) -> int:
+    """Packs pictures and targets to shards: few large files that can lie anywhere. Files go in byte for byte.
+
+    The shards are named after the split, such as train-000000.tar, and stay readable to others: WebDataset's key.jpg
+    with key.json, or Hugging Face's Parquet. A training on them has the same pictures, order and split, so the same
+    weights, as one on DATA; and it need not look through them first, as digests and sizes are packed too.
+
+    Args:
+        format: tar, or parquet.
+        size: Bytes of a shard, such as 200MB.
+        pictures: In a shard at most.
+        target: Target columns of a table; default: all that look like targets.
+        path_column: Column of a table that holds the pictures' paths.
+        group: Column whose equal values never stand on both sides of a split; the shards remember it.
+        skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
+    """
+    from vitreous.data.packing import pack, parse_size
+    from vitreous.data.sources import open_source
+    from vitreous.training.recipe import choose_threads
+
+    if pictures is not None and pictures < 1:
+        raise InputError(f"--pictures {pictures}: expected 1 or more")
+    journal, limit = Journal(stderr=json), parse_size(size)
+    source = open_source(data, target=target, path_column=path_column, group=group)
+    options: dict[str, Any] = {"size": limit, "pictures": pictures, "skip_bad": skip_bad, "group": group}
+    with journal.bar("packing", len(source)) as progress:
+        found = pack(
+            source, out, form=format, **options, threads=choose_threads(None), say=journal.say, progress=progress
+        )
+    if json:
+        _print_json(asdict(found))
+    parts = ", ".join(f"{count:,} {split}" for split, count in found.splits.items())
+    journal.say(f"{found.pictures:,} pictures ({parts}) in {found.shards:,} shards, {found.bytes / 1e6:,.1f} MB: {out}")
+    journal.say(f"next: vitreous train {out}")
+    return 0
+
+
 def models(*, size: str = "224", channels: int = 3, outputs: int = 1000, json: Json = False) -> int:
     """Lists the models with parameters, multiply-accumulates a picture, and tokens.
 
@@ -615,5 +669,6 @@ FUNCTIONS = {
     "export": export_run,
     "serve": serve,
     "import": import_checkpoint,
+    "pack": pack_data,
     "models": models,
 }

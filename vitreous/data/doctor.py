@@ -1,6 +1,5 @@
 """Finds bad files, duplicates, leaks and imbalance before training does."""
 
-import hashlib
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vitreous.data.decode import MAX_PIXELS, Facts, decode, inspect
+from vitreous.data.notes import digest
 from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import find_leaks
 from vitreous.data.store import in_order
@@ -65,9 +65,14 @@ class Checkup:
 def scan(
     source: Source, threads: int, max_pixels: int = MAX_PIXELS, progress: Callable[[int], None] = lambda n: None
 ) -> Scan:
-    """Reads every file once: its digest, and what its header says. Decodes nothing."""
+    """Reads every file once: its digest, and what its header says. Decodes nothing.
+
+    What the source knows already, as it was packed with these, is not read: it is held against it when it is.
+    """
 
     def look(i: int) -> tuple[Facts | None, str, str]:
+        if source.known and _fits(source.known[i].facts, max_pixels):
+            return source.known[i].facts, source.known[i].digest, ""
         try:
             picture = source.read(i)
             return inspect(picture, source.names[i], max_pixels), digest(picture), ""
@@ -82,14 +87,6 @@ def scan(
             faults[i] = fault
         progress(i + 1)
     return Scan(facts, digests, faults)
-
-
-def digest(picture: bytes | np.ndarray) -> str:
-    """BLAKE2b of a file's bytes, or of an array's shape, type and values."""
-    if isinstance(picture, np.ndarray):
-        head = f"{picture.shape} {picture.dtype.str}".encode()
-        return hashlib.blake2b(head + np.ascontiguousarray(picture).tobytes(), digest_size=16).hexdigest()
-    return hashlib.blake2b(picture, digest_size=16).hexdigest()
 
 
 def fast_findings(source: Source, found: Scan) -> list[Finding]:
@@ -204,6 +201,12 @@ def size_histogram(facts: Iterable[Facts]) -> list[str]:
         rest = total - sum(n for _, n in sizes.most_common(10))
         lines.append(f"{len(sizes) - 10:,} other sizes: {rest:,} ({rest / total:.0%})")
     return lines
+
+
+def _fits(facts: Facts, max_pixels: int) -> bool:
+    """Whether a picture is surely neither too large nor too small; others are looked at."""
+    pixels = facts.height * facts.width
+    return pixels >= 4 and pixels * max(4, facts.channels) <= max_pixels
 
 
 def _copies(source: Source, digests: Sequence[str]) -> list[Finding]:

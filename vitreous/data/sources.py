@@ -2,16 +2,20 @@
 
 import difflib
 import os
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from vitreous.data.folders import EXPECTED_FOLDER, ClassFolders, class_folders, is_hidden, is_picture, walk, wrapper
-from vitreous.data.tables import TABLE_SUFFIXES, read_table
+from vitreous.data.folders import EXPECTED_FOLDER, class_folders, is_picture, walk
+from vitreous.data.index import index_shards
+from vitreous.data.notes import Known
+from vitreous.data.places import Shards, find_shards, splits_of_files
+from vitreous.data.remote import shown
+from vitreous.data.shards import open_members, open_shards
+from vitreous.data.tables import TABLE_SUFFIXES, Table, read_table, read_tables
 from vitreous.errors import InputError
 from vitreous.strict import open_npz
 
@@ -28,14 +32,15 @@ pictures as (n, H, W) or, channels last, (n, H, W, C); labels as (n,) or (n, k).
 class Source:
     """Pictures, not yet decoded, with their targets. n is its length."""
 
-    kind: str  # "folder", "table", "arrays", "tar", "digits" or "pictures"
-    location: str  # absolute path, or "digits"
+    kind: str  # "folder", "table", "arrays", "tar", "shards", "hub", "digits" or "pictures"
+    location: str  # absolute path or pattern, URL, or "digits"
     names: tuple[str, ...]  # of each picture: path relative to the root with posix slashes, member, or "x_train[12]"
     columns: dict[str, np.ndarray]  # (n,) each, of str, bool, int64 or float64; class folders give "class"; {}: none
     splits: np.ndarray  # (n,) of str: "train", "validation", "test", or "" where the data does not say
     groups: np.ndarray | None  # (n,) of str
     read: Callable[[int], "bytes | np.ndarray"]  # for threads and processes alike; InputError for what cannot be read
     ignored: tuple[str, ...] = ()  # files that were left out: not pictures, or not in a class folder
+    known: tuple[Known, ...] = ()  # digest and facts of each picture, where it was packed with them
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,6 +61,7 @@ class Source:
             splits=self.splits[chosen],
             groups=None if self.groups is None else self.groups[chosen],
             read=_Chosen(self.read, chosen),
+            known=tuple(self.known[i] for i in chosen) if self.known else (),
         )
 
 
@@ -66,17 +72,20 @@ def open_source(
     path_column: str | None = None,
     group: str | None = None,
 ) -> Source:
-    """Find the pictures and targets in a folder, a table, an array file, a tar, or the built-in digits.
+    """Find the pictures and targets in a folder, a table, an array file, shards, or the built-in digits.
 
     Args:
         data: one of
             a folder of class folders, with or without `train/`, `validation/` and `test/` above them;
             a `.csv`, `.tsv` or `.parquet` table with a row a picture;
             an `.npz` with `x_train`, `y_train`, … or `images`, `labels` (pictures are channels-last);
-            an uncompressed `.tar` of class folders;
+            an uncompressed `.tar` of class folders, or of WebDataset's samples (key.jpg with key.json or key.cls);
+            many `.tar` or `.parquet`: a folder of them, or a pattern such as "train-{000..099}.tar" or "*.parquet";
+            a URL of any of these two: http(s)://, or what fsspec knows, such as s3://;
+            "hf://owner/name" or "hf://owner/name:config", a data set of Hugging Face;
             "digits", scikit-learn's 8×8 digits.
-        target: columns of a table (or keys of an `.npz`) to learn. By default the column called label, class, target,
-            y or category; without one, all columns but the path, the group, the split and the id.
+        target: columns of a table, fields of shards (or keys of an `.npz`) to learn. By default the column called
+            label, class, target, y or category; without one, all columns but the path, the group, the split and the id.
         path_column: the table's column of pictures: paths relative to the table's folder, or in Parquet their bytes.
         group: the column (or key) whose pictures must stand on one side of a split.
 
@@ -85,24 +94,26 @@ def open_source(
     """
     if isinstance(target, str):
         target = (target,)
+    if str(data).startswith("hf://"):
+        from vitreous.data.hub import open_hub
+
+        return _of_table("hub", str(data), open_hub(str(data), target, path_column, group))
+    if (found := find_shards(data)) is not None:
+        return _open_shards(found, target, path_column, group)
     path = Path(os.path.abspath(Path(data).expanduser()))
     suffix = path.suffix.lower()
     if path.is_file() and suffix in TABLE_SUFFIXES:
-        table = read_table(path, target, path_column, group)
-        read = _Files(path.parent, table.names) if table.contents is None else _Cells(table.contents, table.names)
-        return Source("table", str(path), table.names, table.columns, table.splits, table.groups, read)
+        return _of_table("table", str(path), read_table(path, target, path_column, group), path.parent)
     if path_column is not None:
         raise InputError(f"A path column is for tables (.csv, .tsv, .parquet), but the data is {data}.")
     if path.is_file() and suffix == ".npz":
         return _open_arrays(path, target, group)
     if group is not None:
-        raise InputError(f"Groups are for tables (.csv, .tsv, .parquet) and .npz files, but the data is {data}.")
+        raise InputError(f"Groups are for tables (.csv, .tsv, .parquet), shards and .npz, but the data is {data}.")
     if path.is_dir():
         source = _open_folder(path)
     elif path.is_file() and path.name.lower().endswith(_PACKED):
         raise InputError(f"{path} is packed: unpack it, and give the folder or an uncompressed .tar.")
-    elif path.is_file() and suffix == ".tar":
-        source = _open_tar(path)
     elif path.exists():
         raise InputError(
             f"{path} is not a folder, a table (.csv, .tsv, .parquet), an .npz or a .tar.\n{EXPECTED_FOLDER}"
@@ -111,28 +122,34 @@ def open_source(
         source = _open_digits()
     else:
         raise InputError(_not_there(path))
-    unknown = [name for name in target if name not in source.columns]
-    if unknown:
-        raise InputError(f"{data} has no target {', '.join(unknown)}: what it has is {', '.join(source.columns)}.")
+    _refuse_unknown(source, data, target)
     return source
 
 
 def open_pictures(paths: Sequence[str | os.PathLike | np.ndarray]) -> Source:
-    """Pictures without targets, to predict: files, folders (all pictures in them, sorted), and arrays.
+    """Pictures without targets, to predict: files, folders (all pictures in them, sorted), arrays, and shards.
 
-    An array is one picture, (H, W) or (H, W, C), and is named by its place in the list: "array 0".
+    An array is one picture, (H, W) or (H, W, C), and is named by its place in the list: "array 0". Shards are what
+    `open_source` takes as such: a .tar, a .parquet of pictures, patterns, folders and URLs of them. Their pictures have
+    the names that they have there.
 
     Raises:
         InputError: paths that are not there, and folders without pictures, all together.
     """
     names: list[str] = []
     arrays: dict[int, np.ndarray] = {}
+    shards: list[tuple[int, int, Callable[[int], bytes | np.ndarray]]] = []
     ignored: list[str] = []
     faults: list[str] = []
     for i, given in enumerate(paths):
         if isinstance(given, np.ndarray):
             arrays[len(names)] = given
             names.append(f"array {i}")
+            continue
+        if (found := _inside_shards(given)) is not None:
+            inside, read = found
+            shards.append((len(names), len(inside), read))
+            names += inside
             continue
         path = Path(given).expanduser()
         if path.is_dir():
@@ -149,7 +166,7 @@ def open_pictures(paths: Sequence[str | os.PathLike | np.ndarray]) -> Source:
         names += pictures
     if faults:
         raise InputError(faults[0]) if len(faults) == 1 else InputError.listing("No such pictures:", faults)
-    read = _Mixed(Path.cwd(), tuple(names), arrays)
+    read = _Mixed(Path.cwd(), tuple(names), arrays, tuple(shards))
     return Source("pictures", str(read.root), read.names, {}, _unsaid(len(names)), None, read, tuple(ignored))
 
 
@@ -176,39 +193,6 @@ class _Files:
 
 
 @dataclass(frozen=True)
-class _Members:
-    """Reads members of a tar. It is opened anew for each, so that threads and processes share no position in it."""
-
-    path: Path
-    names: tuple[str, ...]
-    offsets: np.ndarray  # (n,) int64, bytes
-    sizes: np.ndarray  # (n,) int64, bytes
-
-    def __call__(self, i: int) -> bytes:
-        size = int(self.sizes[i])
-        try:
-            with self.path.open("rb") as file:
-                file.seek(int(self.offsets[i]))
-                content = file.read(size)
-        except OSError as error:
-            raise InputError(f"{self.names[i]} in {self.path} cannot be read: {error.strerror}.") from error
-        if len(content) < size:
-            raise InputError(f"{self.names[i]} in {self.path} is cut off: {len(content):,} of {size:,} bytes.")
-        return content
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Reads encoded pictures from a column of bytes."""
-
-    column: "object"  # pyarrow.ChunkedArray
-    names: tuple[str, ...]
-
-    def __call__(self, i: int) -> bytes:
-        return self.column[i].as_py()  # pyright: ignore
-
-
-@dataclass(frozen=True)
 class _Arrays:
     """Reads pictures from arrays that follow each other."""
 
@@ -224,13 +208,17 @@ class _Arrays:
 
 @dataclass(frozen=True)
 class _Mixed:
-    """Reads files, and arrays as they are. Of a file it keeps no more than its name: there may be a million."""
+    """Reads files, arrays as they are, and shards. Of a file it keeps no more than its name: there may be a million."""
 
     root: Path  # that names of files are relative to, those that are
     names: tuple[str, ...]
     arrays: dict[int, np.ndarray]  # by number
+    shards: tuple[tuple[int, int, Callable[[int], "bytes | np.ndarray"]], ...] = ()  # first number, count, reader
 
     def __call__(self, i: int) -> "bytes | np.ndarray":
+        for first, count, read in self.shards:
+            if first <= i < first + count:
+                return read(i - first)
         return self.arrays[i] if i in self.arrays else _read_file(self.root / self.names[i], self.names[i])
 
 
@@ -241,52 +229,59 @@ def _read_file(path: Path, name: str) -> bytes:
         raise InputError(f"{name} cannot be read: {error.strerror}.") from error
 
 
+def _open_shards(found: Shards, target: Sequence[str], path_column: str | None, group: str | None) -> Source:
+    where = shown(found.given)
+    if found.suffix == ".parquet":
+        splits = splits_of_files(found.names)
+        table = read_tables(found.places, where, target, path_column, group, splits)
+        return _of_table("table", found.given, table, Path(found.places[0]).parent)
+    if path_column is not None:
+        raise InputError(f"A path column is for tables (.csv, .tsv, .parquet), but the data is {where}.")
+    kind, table = open_shards(index_shards(found.places, found.index), found.names, where, target, group)
+    source = _of_table(kind, found.given, table)
+    _refuse_unknown(source, where, target)
+    return source
+
+
+def _inside_shards(
+    given: str | os.PathLike,
+) -> tuple[tuple[str, ...], Callable[[int], bytes | np.ndarray]] | None:
+    """The names of the pictures of shards, whatever else is in them, and how to read them; None of other data."""
+    if str(given).startswith("hf://"):
+        source = open_source(given)
+        return source.names, source.read
+    found = find_shards(given)
+    if found is None:
+        return None
+    if found.suffix == ".parquet":
+        source = _open_shards(found, (), None, None)
+        return source.names, source.read
+    read = open_members(index_shards(found.places, found.index), found.names, shown(found.given))
+    return read.names, read
+
+
+def _of_table(kind: str, location: str, table: Table, folder: Path = Path()) -> Source:
+    read = table.read or _Files(folder, table.names)
+    source = Source(
+        kind, location, table.names, table.columns, table.splits, table.groups, read, table.ignored, table.known
+    )
+    return source if table.order is None else source.only(table.order)
+
+
+def _refuse_unknown(source: Source, data: str | os.PathLike, target: Sequence[str]) -> None:
+    unknown = [name for name in target if name not in source.columns]
+    if unknown:
+        raise InputError(f"{data} has no target {', '.join(unknown)}: what it has is {', '.join(source.columns)}.")
+
+
 def _open_folder(root: Path) -> Source:
     names = list(walk(root))
     tables = sorted(name for name in names if "/" not in name and name.lower().endswith(TABLE_SUFFIXES))
     hint = f"\nThere is a table in it: perhaps you meant {root / tables[0]}." if tables else ""
     classes = class_folders(names, str(root), hint)
-    return _of_class_folders("folder", root, classes, _Files(root, classes.pictures))
-
-
-def _open_tar(path: Path) -> Source:
-    members: dict[str, tarfile.TarInfo] = {}  # of members with one name, the last counts, as when unpacked
-    ignored: list[str] = []
-    unsafe: list[str] = []
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./")
-                parts = name.split("/")
-                if any(map(is_hidden, parts)) and ".." not in parts:
-                    continue
-                if not member.isreg() or member.issparse():
-                    ignored += [] if member.isdir() else [name]
-                elif name.startswith("/") or ".." in parts or PureWindowsPath(name).drive:
-                    unsafe.append(name)
-                else:
-                    members[name] = member
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise InputError(f"{path} cannot be read as an uncompressed tar: {error}.") from error
-    if unsafe:
-        raise InputError.listing(
-            f"{path} has members that would lie outside of the folder it is unpacked to:",
-            unsafe,
-            "Pack it anew from inside the folder: tar cf photos.tar -C photos .",
-        )
-    classes = class_folders(list(members), str(path), within=wrapper(list(members), path.stem))
-    offsets = np.array([members[name].offset_data for name in classes.pictures], dtype=np.int64)
-    sizes = np.array([members[name].size for name in classes.pictures], dtype=np.int64)
-    return _of_class_folders("tar", path, classes, _Members(path, classes.pictures, offsets, sizes), ignored)
-
-
-def _of_class_folders(
-    kind: str, path: Path, folders: ClassFolders, read: Callable[[int], bytes], ignored: Sequence[str] = ()
-) -> Source:
-    columns = {"class": np.array(folders.classes, dtype=str)}
-    splits = np.array(folders.splits, dtype="U10")
-    left_out = tuple(sorted([*folders.ignored, *ignored]))
-    return Source(kind, str(path), folders.pictures, columns, splits, None, read, left_out)
+    columns = {"class": np.array(classes.classes, dtype=str)}
+    splits, ignored = np.array(classes.splits, dtype="U10"), tuple(sorted(classes.ignored))
+    return Source("folder", str(root), classes.pictures, columns, splits, None, _Files(root, classes.pictures), ignored)
 
 
 def _open_digits() -> Source:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitreous.data.folders import is_picture
+from vitreous.data.notes import NOTE, Known, Note, Verified
+from vitreous.data.remote import is_url, shown
+from vitreous.data.rowgroups import RowGroups, light_columns
 from vitreous.data.splits import split_of
 from vitreous.errors import InputError
 
@@ -34,7 +37,10 @@ class Table:
     columns: dict[str, np.ndarray]  # the targets
     splits: np.ndarray  # of str, "" where the table does not say
     groups: np.ndarray | None  # of str
-    contents: "pa.ChunkedArray | None"  # the encoded pictures, where the table holds them and not their paths
+    read: Callable[[int], bytes | np.ndarray] | None  # of what is in the table itself; None: the names are of files
+    known: tuple[Known, ...] = ()  # of each picture, where it was packed with it
+    order: np.ndarray | None = None  # in which the rows stood where they were packed
+    ignored: tuple[str, ...] = ()
 
 
 def read_table(path: Path, target: Sequence[str], path_column: str | None, group: str | None) -> Table:
@@ -44,59 +50,131 @@ def read_table(path: Path, target: Sequence[str], path_column: str | None, group
         InputError: the file cannot be read, has no such columns, or has rows without a picture, whose picture is not
             there, or that contradict each other. Faults of one sort are reported together.
     """
+    return read_tables([str(path)], str(path), target, path_column, group)
+
+
+def read_tables(
+    places: Sequence[str],
+    where: str,
+    target: Sequence[str],
+    path_column: str | None,
+    group: str | None,
+    splits: Sequence[str] = (),
+) -> Table:
+    """Read Parquet files, or one CSV or TSV, as one table; `splits` are those that each file's name says.
+
+    Raises `InputError` as `read_table` does.
+    """
     import pyarrow as pa
 
     try:
-        return _read(path, target, path_column, group)
+        return _read(places, where, target, path_column, group, splits)
     except InputError:
         raise
     except UnicodeError:
-        raise InputError(f"{path} holds text that is not UTF-8. Save it with UTF-8 encoding.") from None
+        raise InputError(f"{where} holds text that is not UTF-8. Save it with UTF-8 encoding.") from None
     except (pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
-        raise InputError(f"{path} cannot be read as a table: {str(error)[:200]}") from error
+        raise InputError(f"{where} cannot be read as a table: {str(error)[:200]}") from error
 
 
-def _read(path: Path, target: Sequence[str], path_column: str | None, group: str | None) -> Table:
-    table = _load(path)
+def _read(
+    places: Sequence[str],
+    where: str,
+    target: Sequence[str],
+    path_column: str | None,
+    group: str | None,
+    splits: Sequence[str],
+) -> Table:
+    contents: Callable[[str], RowGroups | None] = lambda name: None  # noqa: E731
+    holes: dict[str, list[int]] = {}
+    if shown(places[0]).lower().endswith(".parquet"):
+        table, contents, holes, rows = light_columns(places)
+        splits = [split for split, count in zip(splits, rows, strict=False) for _ in range(count)]
+    else:
+        table = _load_csv(Path(places[0]))
     names = [name.strip() for name in table.column_names]
     doubled = sorted({name for name in names if name and names.count(name) > 1})
     if doubled:
-        raise InputError(f"{path}: several columns have the same name: {', '.join(doubled)}.")
+        raise InputError(f"{where}: several columns have the same name: {', '.join(doubled)}.")
+    stored = dict(zip(names, table.column_names, strict=True))
     table = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
     if names.count("") > 1:  # several without a name, of which none can be meant
         names = [name for name in names if name]
         table = table.select(names)
-    for role, name in [("target", t) for t in target] + [("path", path_column), ("group", group)]:
-        if name is not None and name not in names:
-            raise InputError(f"{path} has no {role} column '{name}'. Its columns are: {', '.join(names)}.")
+    if path_column is not None and path_column not in names:
+        raise InputError(f"{where} has no path column '{path_column}'. Its columns are: {', '.join(names)}.")
 
-    pictures = path_column or _picture_column(table, path)
-    contents, paths = _pictures(table[pictures], pictures, path)
-    split, splits = _splits(table, path, taken={*target, pictures, group})
-    columns = _targets(table, path, target, left_out={pictures, group, split})
-    if contents is None:
-        paths = _existing(paths, path)
-        _refuse_contradictions(paths, columns, path)
-    return Table(tuple(paths), columns, splits, _groups(table, group, path), contents)
+    pictures = path_column or _picture_column(table, where)
+    reader, gaps = contents(stored[pictures]), holes.get(stored[pictures], [])
+    read, paths = _pictures(table[pictures], pictures, where, reader, gaps)
+    if read is None:
+        if len(places) > 1 or is_url(places[0]):
+            raise InputError(f"{where}: '{pictures}' holds paths; expected pictures themselves, in a column of bytes.")
+        paths = _existing(paths, Path(places[0]))
+    notes = _notes(table, where) if read is not None else ()
+    found = of_rows(table, paths, notes, where, target, group, {pictures, NOTE} if notes else {pictures}, read, splits)
+    if read is None:
+        _refuse_contradictions(paths, found.columns, where)
+    return found
 
 
-def _load(path: Path) -> "pa.Table":
+def of_rows(
+    table: "pa.Table",
+    names: Sequence[str],
+    notes: Sequence[Note],
+    where: str,
+    target: Sequence[str],
+    group: str | None,
+    taken: set[str],
+    read: Callable[[int], bytes | np.ndarray] | None,
+    splits: Sequence[str] = (),
+) -> Table:
+    """What the columns of a table say of its pictures. `taken` are columns that are no targets; `splits` is what else
+    is known of the rows' splits, where no column tells them; notes are of each row, or of none.
+
+    Raises `InputError` for columns that are not there, and rows that cannot be understood.
+    """
+    target = target or (notes[0].targets if notes else ())
+    group = group or (notes[0].group if notes else None)
+    for role, name in [("target", t) for t in target] + [("group", group)]:
+        if name is not None and name not in table.column_names:
+            listed = ", ".join(name for name in table.column_names if name != NOTE)
+            raise InputError(f"{where} has no {role} column '{name}'. Its columns are: {listed}.")
+    split, told = _splits(table, where, taken={*target, *taken, group})
+    columns = _targets(table, where, target, left_out={*taken, group, split})
+    groups = _groups(table, group, where)
+    if split is None and len(splits):
+        told = np.array(splits, dtype="U10")
+    if not notes:
+        return Table(tuple(names), columns, told, groups, read)
+    named = [note.name for note in notes]
+    names = named if len(set(named)) == len(named) else names  # of two sets that were packed apart
+    numbers = np.array([note.number for note in notes])
+    order = np.argsort(numbers) if len(np.unique(numbers)) == len(numbers) else None
+    told = np.array([note.split for note in notes], dtype="U10")
+    known = tuple(note.known for note in notes)
+    return Table(tuple(names), columns, told, groups, read and Verified(read, names, known), known, order)
+
+
+def _notes(table: "pa.Table", where: str) -> list[Note]:
+    if NOTE not in table.column_names or not _is_text(table[NOTE]):
+        return []
+    words = table[NOTE].to_pylist()
+    if not all(word and word.startswith("{") for word in words):
+        return []
+    return [Note.parse(word, f"{where}, row {row}") for row, word in enumerate(words, 1)]
+
+
+def _load_csv(path: Path) -> "pa.Table":
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        if path.suffix.lower() != ".parquet":
-            return _load_csv(path)
-        with pq.ParquetFile(path) as file:  # not read_table, which takes folders called a=1 for columns
-            facts = file.metadata
-            if facts.num_rows * facts.num_columns * 8 > 64 * path.stat().st_size + (256 << 20):
-                raise InputError(f"{path} claims {facts.num_rows:,} rows, more than is believed of a file of its size.")
-            return file.read()
+        return _parse_csv(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}") from error
 
 
-def _load_csv(path: Path) -> "pa.Table":
+def _parse_csv(path: Path) -> "pa.Table":
     import pyarrow as pa
     from pyarrow import csv
 
@@ -119,13 +197,14 @@ def _load_csv(path: Path) -> "pa.Table":
     return table
 
 
-def _picture_column(table: "pa.Table", where: Path) -> str:
+def _picture_column(table: "pa.Table", where: str) -> str:
     """The column that holds the pictures or their paths: by its name, or else by its values."""
     import pyarrow as pa
 
     def can_be(column: "pa.ChunkedArray") -> bool:
         t = column.type
-        return _is_text(column) or _is_bytes(t) or (pa.types.is_struct(t) and t.get_field_index("bytes") >= 0)
+        held = pa.types.is_struct(t) and any(field.name == "path" for field in t)  # of {bytes, path}: see light_columns
+        return _is_text(column) or _is_bytes(t) or held
 
     usable = [name for name in table.column_names if can_be(table[name])]
     named = [name for wanted in PATH_COLUMNS for name in usable if name.lower() == wanted]
@@ -141,32 +220,37 @@ def _picture_column(table: "pa.Table", where: Path) -> str:
     )
 
 
-def _pictures(column: "pa.ChunkedArray", title: str, where: Path) -> tuple["pa.ChunkedArray | None", list[str]]:
-    """The pictures themselves or None, and their names or paths; a struct {bytes, path} is Hugging Face's way."""
+def _pictures(
+    column: "pa.ChunkedArray", title: str, where: str, reader: RowGroups | None, holes: Sequence[int]
+) -> tuple[RowGroups | None, list[str]]:
+    """The reader of the pictures themselves or None, and their names or paths; a struct {bytes, path} is Hugging Face's
+    way. `holes` are the row groups in which some are missing.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    contents, paths = (column, None) if _is_bytes(column.type) else (None, column)
+    paths = column if reader is None else None
     if pa.types.is_struct(column.type):
-        fields = {field.name for field in column.type.fields}
-        contents = pc.struct_field(column, "bytes") if "bytes" in fields else None  # pyright: ignore
-        paths = pc.struct_field(column, "path") if "path" in fields else None  # pyright: ignore
-        if paths is not None and (contents is None or contents.null_count == len(contents)):
-            contents = None
+        paths = pc.struct_field(column, "path")  # pyright: ignore
+    empty: list[int] = []
+    if reader is not None:
+        for which in holes:
+            lengths = pc.fill_null(pc.binary_length(reader.group(which)), 0).to_numpy()  # pyright: ignore
+            empty += (np.flatnonzero(lengths == 0) + reader.starts[which]).tolist()
+        if len(empty) == len(column) and paths is not None:
+            reader, empty = None, []
     names = [] if paths is None else [name.replace("\\", "/") for name in _to_text(paths).tolist()]
-    if contents is not None:
-        empty = np.flatnonzero(pc.fill_null(pc.equal(pc.binary_length(contents), 0), True).to_numpy())  # pyright: ignore
-        if len(set(names) - {""}) < len(contents):
-            names = [f"{title}[{i}]" for i in range(len(contents))]
-    else:
-        empty = np.flatnonzero(np.array(names, dtype=str) == "")
-    if len(empty):
+    if reader is None:
+        empty = np.flatnonzero(np.array(names, dtype=str) == "").tolist()
+    elif len(set(names) - {""}) < len(column):
+        names = [f"{title}[{i}]" for i in range(len(column))]
+    if empty:
         raise InputError.listing(
             f"{where}: rows without a picture in column '{title}' {_COUNTED}:",
-            [f"row {row + 1}" for row in empty.tolist()],
+            [f"row {row + 1}" for row in empty],
             "Fill them in, or remove these rows.",
         )
-    return contents, names
+    return reader, names
 
 
 def _existing(paths: list[str], where: Path) -> list[str]:
@@ -188,7 +272,7 @@ def _existing(paths: list[str], where: Path) -> list[str]:
     return names
 
 
-def _refuse_contradictions(names: list[str], columns: dict[str, np.ndarray], where: Path) -> None:
+def _refuse_contradictions(names: list[str], columns: dict[str, np.ndarray], where: str) -> None:
     rows: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(names):
         rows[name].append(row)
@@ -209,7 +293,7 @@ def _refuse_contradictions(names: list[str], columns: dict[str, np.ndarray], whe
         )
 
 
-def _splits(table: "pa.Table", where: Path, taken: set[str | None]) -> tuple[str | None, np.ndarray]:
+def _splits(table: "pa.Table", where: str, taken: set[str | None]) -> tuple[str | None, np.ndarray]:
     """The column that says which split a row belongs to, if there is one, and what it says."""
     lower: dict[str, str] = {name.lower(): name for name in table.column_names}
     for name in [lower[wanted] for wanted in SPLIT_COLUMNS if wanted in lower]:
@@ -227,7 +311,7 @@ def _splits(table: "pa.Table", where: Path, taken: set[str | None]) -> tuple[str
     return None, np.full(len(table), "", dtype="U10")
 
 
-def _targets(table: "pa.Table", where: Path, target: Sequence[str], left_out: set[str | None]) -> dict[str, np.ndarray]:
+def _targets(table: "pa.Table", where: str, target: Sequence[str], left_out: set[str | None]) -> dict[str, np.ndarray]:
     """The columns asked for; or else the one with the name of a target; or else all that can be targets."""
     class_names = _hugging_face_classes(table)
     columns = {name: _to_numpy(table[name]) for name in target or table.column_names if name not in left_out}
@@ -263,7 +347,7 @@ def _hugging_face_classes(table: "pa.Table") -> dict[str, list[str]]:
         return {}
 
 
-def _groups(table: "pa.Table", group: str | None, where: Path) -> np.ndarray | None:
+def _groups(table: "pa.Table", group: str | None, where: str) -> np.ndarray | None:
     if group is None:
         return None
     values = _to_numpy(table[group])

@@ -432,6 +432,6 @@ def _known(run: RunDir) -> dict[str, str]:
 
 def _digest(source: Source, number: int) -> str:
     try:
-        return digest(source.read(number))
+        return source.known[number].digest if source.known else digest(source.read(number))
     except InputError:
         return ""  # named when it is decoded

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vitreous.data.decode import Facts
 from vitreous.data.doctor import Scan, fast_findings, scan
+from vitreous.data.places import is_there
 from vitreous.data.preprocess import InputSpec, Size, infer_spec, shrink
 from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import assign_splits
@@ -142,7 +143,7 @@ def prepare_again(run: RunDir, journal: Journal, data: str | Path | None = None)
         raise InputError(f"{run.path} was not trained here, so it cannot be resumed")
     if data is None:
         journal.say(f"pictures: {place}, as the run's config.json has it")
-    if data is None and place != "digits" and "://" not in str(place) and not Path(place).exists():
+    if data is None and not is_there(place):
         raise InputError(
             f"the pictures of the run are gone from {place}; where they lie elsewhere now: "
             f"vitreous train DATA --resume {run.path}"

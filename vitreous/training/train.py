@@ -10,6 +10,7 @@ import torch
 
 from vitreous.calibration import Calibration, headline, summarise
 from vitreous.data.batches import coarser
+from vitreous.data.places import title_of
 from vitreous.data.preprocess import InputSpec
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
@@ -178,7 +179,7 @@ def _description(config: TrainConfig, job: Job) -> dict[str, Any]:
 
 def _name(data: str, job: Job) -> Path:
     """runs/<data>-<model>-<time>, with a number where that is there."""
-    stem = f"{Path(data).resolve().stem or 'data'}-{name_of(job.model) or 'vit'}-{time.strftime('%Y%m%d-%H%M%S')}"
+    stem = f"{title_of(data)}-{name_of(job.model) or 'vit'}-{time.strftime('%Y%m%d-%H%M%S')}"
     path, number = Path("runs") / stem, 2
     while path.exists():
         path, number = Path("runs") / f"{stem}-{number}", number + 1

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitreous import metrics
 from vitreous.data.doctor import Finding, fast_findings, scan, size_histogram
+from vitreous.data.places import is_there
 from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import SPLITS
 from vitreous.data.targets import Task
@@ -116,7 +117,7 @@ def gather(
 
     own, found, pictures = known_place(run), None, None
     place = own if data is None else os.fspath(data)
-    if data is not None or own == "digits" or (own and Path(own).exists()):
+    if data is not None or (own and is_there(own)):
         options["skip_bad"] = options.get("skip_bad") or config.skip_bad
         found = evaluate(predictor, place, say=hear, **options)
         columns = {name: options.get(name) or getattr(config, name) for name in ("target", "path_column")}
