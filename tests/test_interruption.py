@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import newest, same_bits
+from making import newest, newest_step, same_bits
 from tiny_runs import begin, make_arrays, tiny_job
 from torch import nn
 
@@ -356,7 +356,7 @@ class TestTheCommand:
         run = tmp_path / "run"
         data = make_arrays(tmp_path / "arrays.npz")
         process = start("train", data, "--out", run, *WORDS)
-        wait_for(process, lambda: any(run.glob("last/step-*")))
+        wait_for(process, lambda: newest_step(run) > 0)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (143, "")
@@ -372,6 +372,7 @@ class TestTheCommand:
 
     def test_verify_resume_proves_it_and_keeps_nothing(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("vitreous.training.verify.STEPS", 12)
         data = make_arrays(tmp_path / "arrays.npz")
         assert main(["train", str(data), "--verify-resume", *WORDS]) == 0
         out = capsys.readouterr().out

@@ -64,7 +64,8 @@ def verify_resume(data: str | Path, config: TrainConfig, journal: Journal) -> li
         resume_run(killed, Journal(quiet=True))
         journal.say(f"resumed in another process, with {other.workers} workers")
         resume_run(whole.path, Journal(quiet=True))
-        return _compared(_parts(whole, journal), _parts(RunDir(killed), journal))
+        parts = [parts_of(run) for run in (whole.path, killed)]
+        return [Comparison(part, parts[0][part], parts[1][part]) for part in parts[0]]
 
 
 def _short(plan: Plan) -> Plan:
@@ -102,16 +103,17 @@ def _newest_step(run: Path) -> int:
     return max((int(path.stem.removeprefix("step-")) for path in run.glob("last/step-*.safetensors")), default=-1)
 
 
-def _parts(run: RunDir, journal: Journal) -> dict[str, str]:
-    """The SHA-256 of each part of a finished run."""
-    last = run.newest(journal.say)
-    assert last is not None
+def parts_of(run: Path) -> dict[str, str]:
+    """The SHA-256 of each part of a finished run: final weights, and what its last checkpoint holds."""
+    last = RunDir(run).newest(lambda fault: None)
+    if last is None:
+        raise InputError(f"{run} has no checkpoint that is whole")
     prefixes = {"weights": "model.", "moving average": "average", "optimizer": "optimizer."}
     parts = {
         part: _sha256({name: tensor for name, tensor in last.tensors.items() if name.startswith(prefix)})
         for part, prefix in prefixes.items()
     }
-    final = hashlib.sha256((run.path / "model.safetensors").read_bytes()).hexdigest()
+    final = hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
     return {"final weights": final, **parts, "progress": _sha256_of_progress(last)}
 
 
@@ -127,7 +129,3 @@ def _sha256_of_progress(checkpoint: Checkpoint) -> str:
     """Of all that a run carries on beside its tensors, but for the time it took."""
     values = {name: value for name, value in sorted(checkpoint.values.items()) if name != "seconds"}
     return hashlib.sha256(f"{checkpoint.step} {values}".encode()).hexdigest()
-
-
-def _compared(undisturbed: dict[str, str], killed: dict[str, str]) -> list[Comparison]:
-    return [Comparison(part, undisturbed[part], killed[part]) for part in undisturbed]
