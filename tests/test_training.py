@@ -307,7 +307,7 @@ class TestNotFinite:
     def test_five_in_a_row_go_back_to_the_last_checkpoint_at_half_the_rate(self, small, tmp_path):
         run, model, rows = self.run_poisoned(small, tmp_path, range(5, 10))
         log = (run.path / "log.txt").read_text("utf-8")
-        assert "5 updates in a row were not finite: back to step 3, at 0.5 of the rate" in log
+        assert "5 updates in a row were not made: back to step 3, at 0.5 of the rate" in log
         assert all(torch.isfinite(p).all() for p in model.parameters())
         last, plan = newest(run.path), small[2]
         assert last.step == plan.steps

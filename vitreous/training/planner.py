@@ -24,6 +24,7 @@ from vitreous.training.recipe import (
     choose_precision,
     choose_rate,
     choose_threads,
+    parse_save_every,
 )
 
 SMALL = 64  # pixels a side up to which pictures are varied slightly
@@ -43,6 +44,7 @@ def make_plan(
     batch = min(config.batch or choose_batch(len(job.training)), len(job.training))
     recipe = RECIPES["paper" if config.init else config.recipe]
     optimizer = config.optimizer if config.optimizer != "auto" else recipe.optimizer
+    save_steps, save_seconds = parse_save_every(config.save_every)
     draft = Plan(
         points=((0, 0.0, 1),),
         epochs=0,
@@ -67,7 +69,8 @@ def make_plan(
         workers=config.workers if config.workers is not None else 0 if device.type == "cpu" else 2,
         seed=config.seed,
         row_every=1,
-        save_every=config.save_every or 0,
+        save_every=save_steps,
+        save_seconds=save_seconds,
         budget=0.0,
         pace=Pace(0.0, 0.0, 0.0),
         seconds=0.0,

@@ -2,23 +2,28 @@
 
 import dataclasses
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vitreous.calibration import Calibration, headline, summarise
 from vitreous.data.batches import coarser
 from vitreous.data.places import title_of
 from vitreous.data.preprocess import InputSpec
 from vitreous.errors import InputError
+from vitreous.files import write_whole
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
 from vitreous.model.vit import VisionTransformer, build, count_macs, count_parameters
 from vitreous.model.weights import adapt, import_weights
 from vitreous.rundir import FORMAT, RunDir, discard
 from vitreous.training import figures, gallery
+from vitreous.training.incidents import StepError
+from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, clock
 from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
 from vitreous.training.planner import make_plan
@@ -49,9 +54,33 @@ def train(
 
 def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, journal: Journal) -> Path:
     """Trains on data, into `out` or a new folder in runs/. Returns the run directory."""
+    RunDir.check_free(out if out is not None else Path("runs") / "new")
+    with Interruption() as interruption:
+        start = set_up(data, config, journal)
+        run = RunDir.create(out if out is not None else _name(str(data), start.job))
+        try:
+            write_start(start, config, run)
+            return _fit_and_finish(start.job, start.plan, start.model, run, journal, interruption)
+        except BaseException:
+            if not any(run.path.glob("last/step-*")):  # nothing that could be resumed
+                discard(run.path)
+            raise
+
+
+@dataclass(frozen=True)
+class Start:
+    """All that a run begins with."""
+
+    job: Job
+    plan: Plan
+    model: VisionTransformer
+    initial: bool  # whether its weights are those of a model that was trained before
+
+
+def set_up(data: str | Path, config: TrainConfig, journal: Journal) -> Start:
+    """Data and options to what a run begins with; nothing is written but the cache."""
     config.check()
     torch.set_num_threads(choose_threads(config.threads))
-    RunDir.check_free(out if out is not None else Path("runs") / "new")
     origin = read_origin(config.init, journal) if config.init is not None else None
     device = choose_device(config.device)
     job = prepare(str(data), config, journal, origin)
@@ -67,19 +96,17 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
             job, model = dataclasses.replace(job, model=larger), build(larger, config.seed)
             plan = make_plan(job, config, model, device, spent=time.perf_counter() - began)
     _tell(model, job, plan, journal)
-    run = RunDir.create(out if out is not None else _name(str(data), job))
-    try:
-        run.write_split(job.split)
-        run.write_json("plan.json", plan.to_json())
-        if origin:
-            run.write_weights(model.state_dict(), "initial.safetensors")
-        run.write_json("config.json", _description(config, job))
-        gallery.draw_batch(job, training_batches(job, plan)[0].make(0), run.path / "batch.png")
-        return _fit_and_finish(job, plan, model, run, journal)
-    except BaseException:
-        if not any(run.path.glob("last/step-*")):  # nothing that could be resumed
-            discard(run.path)
-        raise
+    return Start(job, plan, model, initial=origin is not None)
+
+
+def write_start(start: Start, config: TrainConfig, run: RunDir) -> None:
+    """Writes what `resume_run` needs, but for checkpoints."""
+    run.write_split(start.job.split)
+    run.write_json("plan.json", start.plan.to_json())
+    if start.initial:
+        run.write_weights(start.model.state_dict(), "initial.safetensors")
+    run.write_json("config.json", _description(config, start.job))
+    gallery.draw_batch(start.job, training_batches(start.job, start.plan)[0].make(0), run.path / "batch.png")
 
 
 def resume_run(path: str | Path, journal: Journal, data: str | Path | None = None) -> Path:
@@ -87,7 +114,15 @@ def resume_run(path: str | Path, journal: Journal, data: str | Path | None = Non
 
     `data` is where its pictures lie now, where they were moved; the run remembers it.
     """
-    run = RunDir.open(path)
+    with Interruption() as interruption:
+        run = RunDir.open(path)
+        run.clean()
+        job, plan, model = _read_start(run, journal, data)
+        return _fit_and_finish(job, plan, model, run, journal, interruption)
+
+
+def _read_start(run: RunDir, journal: Journal, data: str | Path | None) -> tuple[Job, Plan, VisionTransformer]:
+    """What a run began with."""
     plan = run.parsed("plan.json", "", Plan.from_json)
     if plan.torch != torch.__version__:
         journal.say(f"not bit-exact: the run began with torch {plan.torch}, this is {torch.__version__}")
@@ -102,16 +137,28 @@ def resume_run(path: str | Path, journal: Journal, data: str | Path | None = Non
     model = build(job.model, plan.seed)
     if (run.path / "initial.safetensors").exists():
         model.load_state_dict(run.read_weights("initial.safetensors"))
-    return _fit_and_finish(job, plan, model, run, journal)
+    return job, plan, model
 
 
-def _fit_and_finish(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal) -> Path:
-    """Training, the final weights, what the validation split tells of them, and the figures."""
+def _fit_and_finish(
+    job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal, interruption: Interruption
+) -> Path:
+    """Training, and what follows it; where it is cut short, how to go on."""
     try:
-        trained = fit(job, plan, model, run, journal)
-    except KeyboardInterrupt:
-        journal.say(f"interrupted; vitreous train --resume {run.path} goes on")
+        _finish(fit(job, plan, model, run, journal, interruption), job, plan, run, journal)
+    except (KeyboardInterrupt, SystemExit, StepError) as fault:
+        if any(run.path.glob("last/step-*")):
+            then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
+            journal.say(f"{then}vitreous train --resume {run.path} goes on")
         raise
+    journal.say(f"run: {run.path}  (curves.png, confusion.png, batch.png, worst.png)")
+    journal.say(f"next: vitreous predict {run.path} PICTURES…   or   vitreous eval {run.path} DATA")
+    journal.say(f"to look inside: vitreous explain {run.path} PICTURES…   or   vitreous report {run.path}")
+    return run.path
+
+
+def _finish(trained: nn.Module, job: Job, plan: Plan, run: RunDir, journal: Journal):
+    """The final weights, what the validation split tells of them, and the figures."""
     run.write_weights(trained.state_dict())
     outputs, targets = outputs_on(trained, job, job.validation, plan, "fp32")
     calibration = Calibration.fit(job.task, outputs, targets)
@@ -119,14 +166,14 @@ def _fit_and_finish(job: Job, plan: Plan, model: VisionTransformer, run: RunDir,
     true = job.task.restore(targets) if job.task.kind == "regression" else targets
     summary = summarise(job.task, answers, true)
     run.write_json("validation.json", {"calibration": calibration.to_json(), "summary": summary})
-    figures.curves(journal.rows, run.path / "curves.png", HEADLINES[job.task.kind])
-    figures.result(job.task, answers, true, summary, calibration.halfwidth, run.path / "confusion.png")
-    gallery.draw_worst(job, answers, true, run.path / "worst.png")
+    draw = (
+        ("curves.png", lambda path: figures.curves(journal.rows, path, HEADLINES[job.task.kind])),
+        ("confusion.png", lambda path: figures.result(job.task, answers, true, summary, calibration.halfwidth, path)),
+        ("worst.png", lambda path: gallery.draw_worst(job, answers, true, path)),
+    )
+    for name, figure in draw:
+        write_whole(run.path / name, figure)
     journal.say(f"validation: {headline(job.task, summary)}")
-    journal.say(f"run: {run.path}  (curves.png, confusion.png, batch.png, worst.png)")
-    journal.say(f"next: vitreous predict {run.path} PICTURES…   or   vitreous eval {run.path} DATA")
-    journal.say(f"to look inside: vitreous explain {run.path} PICTURES…   or   vitreous report {run.path}")
-    return run.path
 
 
 def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):

@@ -1,0 +1,1 @@
+"""The lines that `reliability.py` runs: a module each."""
