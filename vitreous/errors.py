@@ -16,3 +16,7 @@ class InputError(ValueError):
         if len(faults) > SHOWN:
             lines.append(f"  … and {len(faults) - SHOWN:,} more")
         return cls("\n".join([*lines, advice] if advice else lines))
+
+
+class ElsewhereError(Exception):
+    """Another process of the same run has failed, and said why."""

@@ -15,8 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 from vitreous import metrics
 from vitreous.data.batches import Batch, Order, TrainingBatches, plain_batches, seed_of
 from vitreous.errors import InputError
+from vitreous.model.encoder import draw_paths, set_paths
 from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import Checkpoint, RunDir
+from vitreous.training.distributed import ALONE, World
 from vitreous.training.journal import Journal, read_rows, row_line
 from vitreous.training.lanes import Lanes, join_gradients, replicas
 from vitreous.training.optim import (
@@ -26,6 +28,7 @@ from vitreous.training.optim import (
     restore_state,
     state_of,
 )
+from vitreous.training.parallel import average_gradients, divide, gathered, unless_last, whole, without_gradients
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
 
@@ -61,22 +64,28 @@ class Progress:
 class Learner:
     """What a step changes: the model, its moving average, the optimizers, and the progress; and how."""
 
-    def __init__(self, model: VisionTransformer, job: Job, plan: Plan):
-        self.plan, self.device = plan, torch.device(plan.device)
+    def __init__(self, model: VisionTransformer, job: Job, plan: Plan, world: World = ALONE):
+        self.plan, self.device, self.world = plan, torch.device(plan.device), world
         self.criterion = make_criterion(job.task, plan.smoothing, class_weights(job, plan))
         self.model = model.to(self.device).train()
+        world.spread(model.state_dict())
         self.average: AveragedModel = make_average(model, plan.ema)
+        divided = plan.shard and world.size > 1
+        for one in (model, self.average.module) if divided else ():
+            divide(one, world, self.device)
         self.optimizers = make_optimizers(
             model, plan.optimizer, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze
         )
-        self.lanes = Lanes(plan.threads if not model.config.drop_path else 1, self.device)
-        self.replicas = replicas(self.model, self.lanes.count)
+        self.lanes = Lanes(plan.threads if world.size == 1 else 1, self.device)
+        synchronised = world.size > 1 and not divided
+        self.replicas = [average_gradients(model)] if synchronised else replicas(model, self.lanes.count)
         self.progress = Progress()
 
     def checkpoint(self) -> Checkpoint:
-        """The whole state."""
+        """The whole state; of several processes the first has the tensors."""
         values = dataclasses.asdict(self.progress)
-        return Checkpoint(values.pop("step"), state_of(self.model, self.average, self.optimizers), values)
+        tensors = gathered(state_of(self.model, self.average, self.optimizers), self.world.first)
+        return Checkpoint(values.pop("step"), tensors, values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back, or on, to a checkpoint."""
@@ -84,14 +93,16 @@ class Learner:
         self.progress = Progress(step=checkpoint.step, **checkpoint.values)
 
 
-def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal) -> nn.Module:
+def fit(
+    job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal, world: World = ALONE
+) -> nn.Module:
     """Trains to the plan's last step, from the newest checkpoint of the run where there is one. A run of minutes is
     timed now and then, and its last step moved.
 
     Returns the moving average of the weights. An update that is not finite is not made; after five in a row training
     goes back to the last checkpoint at half the learning rate. Raises `InputError` where that does not help.
     """
-    learner = Learner(model, job, plan)
+    learner = Learner(model, job, plan, world)
     headline = HEADLINES[job.task.kind]
     if checkpoint := run.newest(journal.say):
         learner.restore(checkpoint)
@@ -101,7 +112,7 @@ def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Jo
     started = time.perf_counter() - learner.progress.seconds
 
     while (at := learner.progress).step < (plan := learner.plan).steps:
-        batches, order = training_batches(job, plan)
+        batches, order = training_batches(job, plan, world=world)
         rows = row_steps(order, plan)
         since = Mark(at.step, time.perf_counter() - started)
         with journal.bar("training", plan.steps, at.step) as bar:
@@ -117,13 +128,13 @@ def fit(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Jo
                         break
                 else:
                     at.loss_sum, at.loss_count = at.loss_sum + loss, at.loss_count + 1
-                at.seconds = time.perf_counter() - started
+                at.seconds = world.of_first(time.perf_counter() - started)
                 if at.step in rows:
                     row = measure(learner, job, order)
                     journal.row(row)
                     journal.say(row_line(row, headline))
                     at.loss_sum, at.loss_count = 0.0, 0
-                    at.seconds = time.perf_counter() - started
+                    at.seconds = world.of_first(time.perf_counter() - started)
                 due = at.step % plan.save_every == 0 if plan.save_every else at.step in rows
                 if (due or at.step == plan.steps) and not at.refused:
                     run.save(learner.checkpoint())
@@ -163,22 +174,29 @@ def update(learner: Learner, batch: Batch) -> tuple[float, bool]:
     for optimizer in learner.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-    if learner.model.config.drop_path:  # its choices follow from the seed and the step, as all others do
-        torch.manual_seed(seed_of(plan.seed, "drop path", learner.progress.step))
+    # Which branches a picture's pass leaves out follows from the seed, the step, and its row in the whole batch.
+    generator = torch.Generator().manual_seed(seed_of(plan.seed, "drop path", learner.progress.step))
+    paths = draw_paths(learner.model, batch.size, generator)[batch.own]
+    ranks = learner.world.size
 
-    def learn(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
+    def learn(model: nn.Module, pixels: Tensor, targets: Tensor, paths: Tensor) -> Tensor:
+        set_paths(model, paths.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
             outputs = model(pixels.to(device, non_blocking=True))
-        loss = learner.criterion(outputs, targets.to(device, non_blocking=True)) * (len(pixels) / len(batch.pixels))
-        loss.backward()
+        loss = learner.criterion(outputs, targets.to(device, non_blocking=True)) * (len(pixels) / batch.size)
+        (loss * ranks if ranks > 1 else loss).backward()  # gradients are averaged over the processes
         return loss.detach()
 
     total = torch.zeros((), device=device)
-    for piece in zip(batch.pixels.chunk(plan.accumulate), batch.targets.chunk(plan.accumulate), strict=True):
+    pieces = batch.pieces(plan.accumulate)
+    split = (tensor.tensor_split(pieces) for tensor in (batch.pixels, batch.targets, paths))
+    for number, piece in enumerate(zip(*split, strict=True), 1):
         parts = (tensor.chunk(learner.lanes.count) for tensor in piece)
-        total += torch.stack(learner.lanes.map(learn, learner.replicas, *parts)).sum()
+        with unless_last(learner.replicas[0], number == pieces):
+            total += torch.stack(learner.lanes.map(learn, learner.replicas, *parts)).sum()
+    total = learner.world.sum(total)
     join_gradients(learner.replicas)
-    norm = nn.utils.clip_grad_norm_(learner.model.parameters(), plan.clip, foreach=True)
+    norm = whole(nn.utils.clip_grad_norm_(learner.model.parameters(), plan.clip, foreach=True))
     finite = bool(torch.isfinite(norm) & torch.isfinite(total))
     if finite:
         for optimizer in learner.optimizers:
@@ -209,7 +227,8 @@ def retreat(learner: Learner, run: RunDir, journal: Journal) -> None:
 def measure(learner: Learner, job: Job, order: Order) -> dict[str, float]:
     """A row of metrics, from the moving average on the validation pictures."""
     at, plan, device = learner.progress, learner.plan, learner.device
-    outputs, targets = outputs_on(learner.average.module, job, job.validation, plan, plan.precision, learner.lanes)
+    model, world = learner.average.module, learner.world
+    outputs, targets = outputs_on(model, job, job.validation, plan, plan.precision, learner.lanes, world)
     loss = learner.criterion(torch.from_numpy(outputs).to(device), torch.from_numpy(targets).to(device))
     return {
         "epoch": order.epochs_at(at.step),
@@ -236,13 +255,24 @@ def headline_of(job: Job, outputs: np.ndarray, targets: np.ndarray) -> float:
 
 
 def outputs_on(
-    model: nn.Module, job: Job, numbers: np.ndarray, plan: Plan, precision: str, lanes: Lanes | None = None
+    model: nn.Module,
+    job: Job,
+    numbers: np.ndarray,
+    plan: Plan,
+    precision: str,
+    lanes: Lanes | None = None,
+    world: World = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n, outputs) float32 of the model on these pictures, and their targets, in the order of `numbers`."""
-    batches = plain_batches(job.store, job.targets, numbers, plan.batch, workers=0)
+    """(n, outputs) float32 of the model on these pictures, and their targets, in the order of `numbers`.
+
+    Several processes each answer a part, and all have all answers.
+    """
+    batch = -(-plan.batch // world.size)
+    batches = plain_batches(job.store, job.targets, numbers, batch, 0, world.rank, world.size)
     outputs, order = run_model(model, batches, precision, lanes or Lanes(1, torch.device(plan.device)))
-    back = np.argsort(order)[np.argsort(np.argsort(numbers))]
-    return outputs[back], job.targets[numbers]
+    answers = torch.zeros(len(numbers), outputs.shape[1])
+    answers[torch.from_numpy(np.argsort(numbers)[np.searchsorted(np.sort(numbers), order)])] = torch.from_numpy(outputs)
+    return world.sum(answers).numpy(), job.targets[numbers]
 
 
 def run_model(
@@ -252,18 +282,21 @@ def run_model(
     device = lanes.device
 
     def answer(pixels: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with without_gradients(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return model(pixels.to(device)).float().cpu()
 
     outputs, numbers = [], []
     for batch in batches:
-        outputs += lanes.map(answer, batch.pixels.chunk(lanes.count))
+        answers = torch.cat(lanes.map(answer, batch.pixels.chunk(lanes.count)))
+        outputs.append(answers[: len(batch.numbers)])  # none of a batch that only fills up
         numbers.append(batch.numbers)
     return torch.cat(outputs).numpy(), np.concatenate(numbers)
 
 
-def training_batches(job: Job, plan: Plan, coarse_steps: int | None = None) -> tuple[TrainingBatches, Order]:
-    """The augmented batches of the plan, and their order."""
+def training_batches(
+    job: Job, plan: Plan, coarse_steps: int | None = None, world: World = ALONE
+) -> tuple[TrainingBatches, Order]:
+    """The augmented batches of the plan, of several processes this one's rows of each, and their order."""
     weights = None
     if plan.balance == "sampling" and job.task.kind == "classification":
         counts = np.bincount(job.targets[job.training], minlength=job.task.outputs)
@@ -273,7 +306,8 @@ def training_batches(job: Job, plan: Plan, coarse_steps: int | None = None) -> t
     order = Order(groups, plan.batch, plan.seed, weights)
     classes = job.task.outputs if job.task.kind == "classification" else None
     coarse = plan.coarse_steps if coarse_steps is None else coarse_steps
-    batches = TrainingBatches(job.store, job.targets, order, plan.augmentation, classes, coarse, job.model.stride)
+    sizes, part = (coarse, job.model.stride), (world.rank, world.size)
+    batches = TrainingBatches(job.store, job.targets, order, plan.augmentation, classes, *sizes, *part)
     return batches, order
 
 
