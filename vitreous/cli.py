@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitreous.errors import InputError
+from vitreous.errors import ElsewhereError, InputError
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def _run(name: str, words: list[str]) -> int:
 
     try:
         return verbs.run(name, words)
+    except ElsewhereError:  # of the processes of torchrun the one that failed first says why
+        return 2
     except InputError as fault:
         print(f"vitreous {name}: {fault}", file=sys.stderr)
     except OSError as fault:  # a full disk, a folder that may not be written
@@ -86,7 +88,8 @@ def _run(name: str, words: list[str]) -> int:
         where = f"{fault.filename}: " if fault.filename else ""
         print(f"vitreous {name}: {where}{fault.strerror or fault}", file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"\nvitreous {name}: interrupted", file=sys.stderr)
+        if verbs.speaks():
+            print(f"\nvitreous {name}: interrupted", file=sys.stderr)
         return 130
     return 2
 

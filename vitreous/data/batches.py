@@ -5,6 +5,7 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ def divide_rows(size: int, ranks: int, cell: int = 1) -> tuple[tuple[int, int], 
             f"expected --batch {ranks * cell} or more, or fewer processes"
         )
     ends = [min(size, cells * rank // ranks * cell) for rank in range(ranks + 1)]
-    return tuple(zip(ends, ends[1:], strict=False))
+    return tuple(pairwise(ends))
 
 
 class TrainingBatches:
@@ -144,6 +145,10 @@ class TrainingBatches:
         self.store, self.targets, self.order, self.config = store, torch.from_numpy(targets), order, config
         self.classes, self.coarse_steps, self.stride = classes, coarse_steps, stride
         self.mean = torch.tensor(store.spec.mean) * store.spec.scale
+
+    def check(self) -> None:
+        """Raises `InputError` where a batch has too few rows for so many processes."""
+        divide_rows(self.order.batch_size, self.ranks, self.cell)
 
     def make(self, step: int) -> Batch:
         """The batch of a step, the same whoever makes it and whenever."""

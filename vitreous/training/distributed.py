@@ -6,9 +6,9 @@
 
 Without torchrun there is one process, which is `World()`, and nothing here does anything. A run on several machines
 needs the same DATA, by the same name, and the same version of vitreous on each; each decodes the pictures to its own
-cache once, or all to one where `--cache` names a folder that they share. The run directory is the first process's alone,
-which reads and writes it; where a restart may bring that process up on another machine, RUN must lie in a folder that
-all share. Processes talk over gloo on CPUs and NCCL on GPUs, without encryption or passwords, as PyTorch does: the
+cache once, or all to one where `--cache` names a folder that they share. The run directory is the first process's,
+which alone reads and writes it; where a restart may bring that process up on another machine, RUN must lie in a folder
+that all share. Processes talk over gloo on CPUs and NCCL on GPUs, without encryption or passwords, as PyTorch does: the
 network between them must be closed to others. No pickle is sent.
 
 Tested: gloo on CPUs, 1, 2 and 4 processes on one machine. Not tested: NCCL, several machines.
@@ -125,7 +125,9 @@ class World:
         if device.type != "cuda":
             raise InputError(f"--device {device.type}: several processes compute on the CPU or on CUDA's GPUs")
         if self.local_rank >= (found := torch.cuda.device_count()):
-            raise InputError(f"{found} GPUs on {socket.gethostname()}: expected torchrun --nproc-per-node {found} or less")
+            raise InputError(
+                f"{found} GPUs on {socket.gethostname()}: expected torchrun --nproc-per-node {found} or less"
+            )
         torch.cuda.set_device(self.local_rank)  # which "cuda" means from here on
         return torch.device("cuda")
 
@@ -138,7 +140,7 @@ class World:
         return RunDir(Path(path)) if self.size == 1 else SharedRunDir(Path(path), self)
 
     def _wait(self, key: str) -> bytes:
-        """A value of the store, as soon as it is there. Looks often rather than wait inside, where no signal comes in."""
+        """A value of the store, as soon as it is there. Looks often rather than wait inside, where signals wait too."""
         pause, until = 0.001, time.monotonic() + PATIENCE.total_seconds()
         while not self.store.check([key]):
             if time.monotonic() > until:
@@ -183,6 +185,11 @@ def joined() -> Iterator[World]:
         _joined.clear()
 
 
+def current() -> World:
+    """The processes that this one has joined; alone where it has not."""
+    return _joined[0] if _joined else ALONE
+
+
 def restarted() -> bool:
     """Whether torchrun has started these processes again, after one of them had died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
@@ -201,7 +208,8 @@ def _read_environment() -> World:
 
 
 def _meet(world: World) -> World:
-    from torch.distributed import PrefixStore, init_process_group, is_nccl_available
+    from torch.distributed import init_process_group, is_nccl_available
+    from torch.distributed.distributed_c10d import PrefixStore  # pyright: ignore[reportPrivateImportUsage]
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", timeout=COLLECTIVE))
@@ -285,7 +293,9 @@ class SharedRunDir(RunDir):
         if (facts := self.world.agree(read)) is None:
             return None
         if found is None:  # another process has it
-            empty = {name: torch.empty(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in facts["kinds"].items()}
+            empty = {
+                name: torch.empty(shape, dtype=getattr(torch, kind)) for name, (kind, shape) in facts["kinds"].items()
+            }
             found = Checkpoint(facts["step"], empty, facts["values"])
         self.world.spread({name: _as_bytes(tensor) for name, tensor in found.tensors.items() if tensor.numel()})
         return found

@@ -70,9 +70,9 @@ class Learner:
         self.model = model.to(self.device).train()
         world.spread(model.state_dict())
         self.average: AveragedModel = make_average(model, plan.ema)
-        divided = plan.shard and world.size > 1
-        for one in (model, self.average.module) if divided else ():
-            divide(one, world, self.device)
+        if divided := plan.shard and world.size > 1:
+            divide(model, world, self.device)
+            divide(self.average.module, world, self.device)
         self.optimizers = make_optimizers(
             model, plan.optimizer, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze
         )
@@ -110,11 +110,12 @@ def fit(
         run.save(learner.checkpoint())
     journal.settle(run.path, read_rows(run.path, learner.progress.step))
     started = time.perf_counter() - learner.progress.seconds
+    clock = lambda: world.of_first(time.perf_counter() - started)  # noqa: E731
 
     while (at := learner.progress).step < (plan := learner.plan).steps:
         batches, order = training_batches(job, plan, world=world)
         rows = row_steps(order, plan)
-        since = Mark(at.step, time.perf_counter() - started)
+        since = Mark(at.step, clock())
         with journal.bar("training", plan.steps, at.step) as bar:
             for batch in batches.steps(at.step, plan.steps, plan.workers):
                 loss, finite = update(learner, batch)
@@ -128,13 +129,13 @@ def fit(
                         break
                 else:
                     at.loss_sum, at.loss_count = at.loss_sum + loss, at.loss_count + 1
-                at.seconds = world.of_first(time.perf_counter() - started)
+                at.seconds = clock()
                 if at.step in rows:
                     row = measure(learner, job, order)
                     journal.row(row)
                     journal.say(row_line(row, headline))
                     at.loss_sum, at.loss_count = 0.0, 0
-                    at.seconds = world.of_first(time.perf_counter() - started)
+                    at.seconds = clock()
                 due = at.step % plan.save_every == 0 if plan.save_every else at.step in rows
                 if (due or at.step == plan.steps) and not at.refused:
                     run.save(learner.checkpoint())

@@ -1,16 +1,14 @@
 """A model on several processes: whole in each of them (DDP), or divided over them, block by block (FSDP2)."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from vitreous.model.vit import VisionTransformer
 from vitreous.training.distributed import World
 
 
-def divide(model: VisionTransformer, world: World, device: torch.device) -> None:
+def divide(model: nn.Module, world: World, device: torch.device) -> None:
     """Divides the parameters over the processes, in place: each holds a part of every one, and has a block whole only
     while it computes it. Gradients, and what optimizers keep, are divided alike.
     """
@@ -18,7 +16,7 @@ def divide(model: VisionTransformer, world: World, device: torch.device) -> None
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (world.size,))
-    for part in (*model.blocks, model):
+    for part in (*model.get_submodule("blocks").children(), model):
         fully_shard(part, mesh=mesh, reshard_after_forward=True)
 
 
@@ -26,7 +24,7 @@ def average_gradients(model: nn.Module) -> nn.Module:
     """The model, whose backward passes then give the mean of the gradients of all processes."""
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 def unless_last(model: nn.Module, last: bool) -> AbstractContextManager:

@@ -1,7 +1,10 @@
 """train: from data, or from a run that was interrupted, to a finished run directory."""
 
 import dataclasses
+import json
+import os
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,12 @@ from vitreous.model.vit import VisionTransformer, build, count_macs, count_param
 from vitreous.model.weights import adapt, import_weights
 from vitreous.rundir import FORMAT, RunDir, discard
 from vitreous.training import figures, gallery
+from vitreous.training.distributed import World, joined, restarted
 from vitreous.training.journal import Journal, clock
 from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
+from vitreous.training.parallel import gathered
 from vitreous.training.planner import make_plan
-from vitreous.training.prepare import Job, Origin, prepare, prepare_again
+from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_alike
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
 
 
@@ -47,72 +52,147 @@ def train(
 
 
 def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, journal: Journal) -> Path:
-    """Trains on data, into `out` or a new folder in runs/. Returns the run directory."""
-    config.check()
+    """Trains on data, into `out` or a new folder in runs/, on all processes of torchrun. Returns the run directory.
+
+    Where torchrun has started them again, the run that they had begun goes on.
+    """
+    with joined() as world:
+        config.check()
+        _check_restarts(out, world)
+        if restarted() and out is not None and world.agree(lambda: _was_begun(data, config, out)):
+            return _resume(out, world.journal(journal), None, config.shard, world)
+        return _start(data, config, out, world.journal(journal), world)
+
+
+def resume_run(path: str | Path, journal: Journal, data: str | Path | None = None, shard: bool = False) -> Path:
+    """Goes on with a run from its newest checkpoint, to the same bits. Returns the run directory.
+
+    `data` is where its pictures lie now, where they were moved; the run remembers it. With `shard` the processes of
+    torchrun divide the model from now on.
+    """
+    with joined() as world:
+        return _resume(path, world.journal(journal), data, shard, world)
+
+
+def _start(data: str | Path, config: TrainConfig, out: str | Path | None, journal: Journal, world: World) -> Path:
     torch.set_num_threads(choose_threads(config.threads))
-    RunDir.check_free(out if out is not None else Path("runs") / "new")
-    origin = read_origin(config.init, journal) if config.init is not None else None
-    device = choose_device(config.device)
-    job = prepare(str(data), config, journal, origin)
+    origin: Origin | None = None
+
+    def begin() -> Job:
+        nonlocal origin
+        RunDir.check_free(out if out is not None else Path("runs") / "new")
+        origin = read_origin(config.init, journal) if config.init is not None else None
+        return prepare(str(data), config, journal, origin)
+
+    device = world.use(choose_device(config.device))
+    job = _shared(begin, config, journal, world)
     model = build(job.model, config.seed)
-    if origin:
+    if origin:  # the first process has it, and brings the weights to all
         fresh = adapt(model, origin.weights, origin.model)
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     began = time.perf_counter()
-    plan = make_plan(job, config, model, device)
-    if config.model == "auto" and not origin and plan.budget:
+    plan = make_plan(job, config, model, device, world=world)
+    if config.model == "auto" and config.init is None and plan.budget:
         larger = larger_model(job.model, plan.epochs)
         if larger != job.model:
             job, model = dataclasses.replace(job, model=larger), build(larger, config.seed)
-            plan = make_plan(job, config, model, device, spent=time.perf_counter() - began)
+            plan = make_plan(job, config, model, device, time.perf_counter() - began, world)
+    training_batches(job, plan, world=world)[0].check()
     _tell(model, job, plan, journal)
-    run = RunDir.create(out if out is not None else _name(str(data), job))
+    run = world.run(world.agree(lambda: str(RunDir.create(out if out is not None else _name(str(data), job)).path)))
     try:
         run.write_split(job.split)
         run.write_json("plan.json", plan.to_json())
         if origin:
             run.write_weights(model.state_dict(), "initial.safetensors")
         run.write_json("config.json", _description(config, job))
-        gallery.draw_batch(job, training_batches(job, plan)[0].make(0), run.path / "batch.png")
-        return _fit_and_finish(job, plan, model, run, journal)
+        if world.first:
+            gallery.draw_batch(job, training_batches(job, plan)[0].make(0), run.path / "batch.png")
+        return _fit_and_finish(job, plan, model, run, journal, world)
     except BaseException:
-        if not any(run.path.glob("last/step-*")):  # nothing that could be resumed
+        if world.first and not any(run.path.glob("last/step-*")):  # nothing that could be resumed
             discard(run.path)
         raise
 
 
-def resume_run(path: str | Path, journal: Journal, data: str | Path | None = None) -> Path:
-    """Goes on with a run from its newest checkpoint, to the same bits. Returns the run directory.
+def _resume(path: str | Path, journal: Journal, data: str | Path | None, shard: bool, world: World) -> Path:
+    def begin() -> tuple[dict[str, Any], dict[str, Any]]:
+        run = RunDir.open(path)
+        return run.read_json("plan.json"), run.config()["train"]
 
-    `data` is where its pictures lie now, where they were moved; the run remembers it.
-    """
-    run = RunDir.open(path)
-    plan = Plan.from_json(run.read_json("plan.json"))
+    plan, config = world.agree(begin)
+    plan, config, run = Plan.from_json(plan), TrainConfig.from_json(config), world.run(path)
+    plan = _plan_here(plan, config, shard, world, journal)
+    torch.set_num_threads(plan.threads)
+    world.use(torch.device(plan.device))
+    job = _shared(lambda: prepare_again(run, journal, data), config, journal, world)
+    if data is not None and world.first:
+        run.write_json("config.json", {**run.config(), "data": job.store.source.location})
+    model = build(job.model, plan.seed)
+    if world.first and (run.path / "initial.safetensors").exists():
+        model.load_state_dict(run.read_weights("initial.safetensors"))
+    return _fit_and_finish(job, plan, model, run, journal, world)
+
+
+def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journal: Journal) -> Plan:
+    """The plan of a run as these processes follow it, and a word where the bits will differ."""
     if plan.torch != torch.__version__:
         journal.say(f"not bit-exact: the run began with torch {plan.torch}, this is {torch.__version__}")
+    if plan.ranks != world.size or (shard and not plan.shard):
+        how = "not divided" if not plan.shard else "divided"
+        journal.say(f"not bit-exact: the run began with {plan.ranks} processes and the model {how}; now {world.size}")
+        return dataclasses.replace(plan, threads=choose_threads(config.threads), shard=plan.shard or shard)
     if plan.threads > choose_threads(None):
         journal.say(
             f"not bit-exact: the run began with {plan.threads} threads, this machine has {choose_threads(None)}"
         )
-    torch.set_num_threads(plan.threads)
-    job = prepare_again(run, journal, data)
-    if data is not None:
-        run.write_json("config.json", {**run.config(), "data": job.store.source.location})
-    model = build(job.model, plan.seed)
-    if (run.path / "initial.safetensors").exists():
-        model.load_state_dict(run.read_weights("initial.safetensors"))
-    return _fit_and_finish(job, plan, model, run, journal)
+    return plan
 
 
-def _fit_and_finish(job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal) -> Path:
+def _shared(make: Callable[[], Job], config: TrainConfig, journal: Journal, world: World) -> Job:
+    """The job that the first process makes, in all: it alone examines the data, and says what is wrong with it."""
+    if world.size == 1:
+        return make()
+    made: list[Job] = []
+
+    def described() -> dict[str, Any]:
+        made.append(make())
+        return made[0].to_json()
+
+    values = world.agree(described)
+    return world.in_turn(lambda: made[0] if made else prepare_alike(values, config, journal))
+
+
+def _check_restarts(out: str | Path | None, world: World):
+    if world.size > 1 and out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        raise InputError("torchrun --max-restarts: expected --out RUN too, the run that a restart goes on with")
+
+
+def _was_begun(data: str | Path, config: TrainConfig, out: str | Path) -> bool:
+    """Whether `out` is the run of this very command; one that never got to its first step is removed."""
+    folder = Path(out)
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    if not (folder / "config.json").exists() or not any(folder.glob("last/step-*")):
+        if {path.name for path in folder.iterdir()} <= {"last", "split.csv", "plan.json", "config.json", "batch.png"}:
+            discard(folder)
+        return False
+    return RunDir.open(folder).config()["train"] == json.loads(json.dumps(config.to_json()))
+
+
+def _fit_and_finish(
+    job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal, world: World
+) -> Path:
     """Training, the final weights, what the validation split tells of them, and the figures."""
     try:
-        trained = fit(job, plan, model, run, journal)
+        trained = fit(job, plan, model, run, journal, world)
     except KeyboardInterrupt:
         journal.say(f"interrupted; vitreous train --resume {run.path} goes on")
         raise
-    run.write_weights(trained.state_dict())
-    outputs, targets = outputs_on(trained, job, job.validation, plan, "fp32")
+    run.write_weights(gathered(trained.state_dict(), world.first))
+    outputs, targets = outputs_on(trained, job, job.validation, plan, "fp32", world=world)
+    if not world.first:
+        return run.path
     calibration = Calibration.fit(job.task, outputs, targets)
     answers = calibration.answers(job.task, outputs)
     true = job.task.restore(targets) if job.task.kind == "regression" else targets
@@ -144,10 +224,12 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
     shown = ", ".join(f"{name} {value:g}" for name, value in changes.items() if value)
     journal.say(f"augmentation: {shown or 'none'} (--help says what each is)")
     ch, cw = coarser(job.main_size, job.model.stride)
+    divided = ", which divide the model" if plan.shard else ""
+    processes = f" in each of {plan.ranks} processes{divided}" if plan.ranks > 1 else ""
     coarse = f", the first {plan.coarse_steps:,} at {ch}×{cw}" if plan.coarse_steps else ""
     journal.say(
         f"plan: {plan.epochs:g} epochs, {plan.steps:,} steps of {plan.batch} pictures{coarse}, {plan.optimizer}, "
-        f"{plan.precision}, {plan.threads} threads, {plan.device}; about {clock(plan.seconds)}"
+        f"{plan.precision}, {plan.threads} threads{processes}, {plan.device}; about {clock(plan.seconds)}"
     )
 
 
