@@ -103,6 +103,8 @@ class World:
 
     def from_rank(self, rank: int, content: bytes) -> bytes:
         """Bytes of one process, in all."""
+        if self.size == 1:
+            return content
         mine = rank == self.rank
         length = torch.tensor([len(content) if mine else 0])
         torch.distributed.broadcast(length, rank)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,6 +21,7 @@ from vitreous.data.targets import Task, describe, infer_task
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.rundir import RunDir, SplitRow
+from vitreous.training.distributed import World
 from vitreous.training.journal import Journal
 from vitreous.training.recipe import TrainConfig, choose_model, choose_threads, choose_validation
 
@@ -47,7 +49,7 @@ class Job:
         return self.spec.sizes[int(np.bincount(self.store.which).argmax())]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, of which `prepare_alike` makes the same job."""
+        """Plain values, of which another process makes the same job."""
         return {
             "data": self.store.source.location,
             "split": [[row.path, row.digest, row.split] for row in self.split],
@@ -166,7 +168,7 @@ def prepare_again(run: RunDir, journal: Journal, data: str | Path | None = None)
     return _job(Survey(source, found, split, task, spec, ModelConfig.from_json(values["model"])), config, journal)
 
 
-def prepare_alike(values: dict[str, Any], config: TrainConfig, journal: Journal) -> Job:
+def _prepare_alike(values: dict[str, Any], config: TrainConfig, journal: Journal) -> Job:
     """The job that another process of the run has prepared: its pictures are neither examined nor decoded again where
     the cache has them.
     """
@@ -179,6 +181,20 @@ def prepare_alike(values: dict[str, Any], config: TrainConfig, journal: Journal)
     )
     shapes = [(height, width) for height, width in values["shapes"]]
     return _assembled(source, split, shapes, *parts, config, journal, decode=values["cached"])
+
+
+def prepare_together(make: Callable[[], Job], config: TrainConfig, journal: Journal, world: World) -> Job:
+    """The job that the first process makes, in all: it alone examines the data, and says what is wrong with it."""
+    if world.size == 1:
+        return make()
+    made: list[Job] = []
+
+    def described() -> dict[str, Any]:
+        made.append(make())
+        return made[0].to_json()
+
+    values = world.agree(described)
+    return world.in_turn(lambda: made[0] if made else _prepare_alike(values, config, journal))
 
 
 def _in_order_of(split: list[SplitRow], place: str | Path, config: TrainConfig) -> Source:

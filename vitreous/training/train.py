@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from vitreous.training.journal import Journal, clock
 from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
 from vitreous.training.parallel import gathered
 from vitreous.training.planner import make_plan
-from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_alike
+from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
 
 
@@ -85,7 +84,7 @@ def _start(data: str | Path, config: TrainConfig, out: str | Path | None, journa
         return prepare(str(data), config, journal, origin)
 
     device = world.use(choose_device(config.device))
-    job = _shared(begin, config, journal, world)
+    job = prepare_together(begin, config, journal, world)
     model = build(job.model, config.seed)
     if origin:  # the first process has it, and brings the weights to all
         fresh = adapt(model, origin.weights, origin.model)
@@ -125,7 +124,7 @@ def _resume(path: str | Path, journal: Journal, data: str | Path | None, shard: 
     plan = _plan_here(plan, config, shard, world, journal)
     torch.set_num_threads(plan.threads)
     world.use(torch.device(plan.device))
-    job = _shared(lambda: prepare_again(run, journal, data), config, journal, world)
+    job = prepare_together(lambda: prepare_again(run, journal, data), config, journal, world)
     if data is not None and world.first:
         run.write_json("config.json", {**run.config(), "data": job.store.source.location})
     model = build(job.model, plan.seed)
@@ -147,20 +146,6 @@ def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journ
             f"not bit-exact: the run began with {plan.threads} threads, this machine has {choose_threads(None)}"
         )
     return plan
-
-
-def _shared(make: Callable[[], Job], config: TrainConfig, journal: Journal, world: World) -> Job:
-    """The job that the first process makes, in all: it alone examines the data, and says what is wrong with it."""
-    if world.size == 1:
-        return make()
-    made: list[Job] = []
-
-    def described() -> dict[str, Any]:
-        made.append(make())
-        return made[0].to_json()
-
-    values = world.agree(described)
-    return world.in_turn(lambda: made[0] if made else prepare_alike(values, config, journal))
 
 
 def _check_restarts(out: str | Path | None, world: World):
