@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config
 from torch import Tensor
@@ -53,7 +52,7 @@ def learn(
     job: Job, plan: Plan, world: World = ALONE, start: Checkpoint | None = None
 ) -> tuple[dict[str, Any], Checkpoint]:
     """Some steps: losses and pictures, the answers on the validation pictures, and the state at the end."""
-    learner = Learner(build(job.model, 0), job, plan, world)
+    learner = Learner(build(job.model, 0), job, plan, world=world)
     if start:
         learner.restore(start)
     batches, _ = training_batches(job, plan, world=world)
@@ -62,8 +61,7 @@ def learn(
         batch = batches.make(step)
         losses.append(update(learner, batch)[0])
         learner.progress.step = step + 1
-        own = batch.numbers.tolist()
-        pictures.append(sum((json.loads(world.from_rank(r, json.dumps(own).encode())) for r in range(world.size)), []))
+        pictures.append(world.together(batch.numbers.tolist()))
     outputs, _ = outputs_on(learner.average.module, job, job.validation, plan, "fp32", world=world)
     return {"losses": losses, "pictures": pictures, "outputs": outputs.tolist()}, learner.checkpoint()
 

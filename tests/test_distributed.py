@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import making
 import numpy as np
 import pytest
 import ranked

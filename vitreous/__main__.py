@@ -1,7 +1,5 @@
 """`python -m vitreous`."""
 
-import sys
+from vitreous.cli import entry
 
-from vitreous.cli import main
-
-sys.exit(main())
+entry()

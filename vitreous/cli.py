@@ -3,9 +3,12 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vitreous.errors import ElsewhereError, InputError
+
+AFTER = 1.0  # seconds after an interruption that threads have to end
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ DATA is a folder of class folders (with train/, validation/ and test/ above them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb; returns the exit code: 0, 1 where `check` found errors, 2 for input that does not fit."""
+    """Runs a verb; returns the exit code: 0, 1 where what was checked has errors, 2 for input that does not fit, 130
+    after Ctrl-C. A SIGTERM in a training leaves by `SystemExit`, with 143.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         print(help_text())
@@ -50,6 +55,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vitreous: there is no verb {words[0]!r}: expected one of {known}", file=sys.stderr)
         return 2
     return _run(words[0], words[1:])
+
+
+def entry() -> None:
+    """The command: runs a verb and leaves with its exit code; after an interruption soon, whatever threads still do."""
+    try:
+        code = main()
+    except SystemExit as end:  # of tyro's help, or of a SIGTERM
+        code = end.code
+    if isinstance(code, int) and code > 128:
+        import signal
+        import threading
+
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with suppress(OSError):  # who listened may be gone
+            sys.stdout.flush()
+        leave = threading.Timer(AFTER, os._exit, (code,))
+        leave.daemon = True
+        leave.start()
+    sys.exit(code)
 
 
 def help_text() -> str:
@@ -95,4 +119,4 @@ def _run(name: str, words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

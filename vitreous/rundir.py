@@ -7,6 +7,7 @@ model.safetensors   the final weights (their exponential moving average)
 validation.json     what the validation split tells: metrics, and the calibration of the answers
 last/               checkpoints with all that an exact resume needs
 metrics.csv  log.txt  curves.png  confusion.png  batch.png  worst.png
+incidents.csv       updates that were not made and why, where there were any
 """
 
 import csv
@@ -15,7 +16,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,8 @@ class SplitRow:
 
 class RunDir:
     """One run's folder. `create` makes a new one, `open` reads one that is there."""
+
+    writes = True  # whether this process is the one that writes it
 
     def __init__(self, path: Path):
         self.path = path
@@ -150,26 +154,49 @@ class RunDir:
         except (SafetensorError, OSError) as fault:
             raise InputError(f"{path} is damaged ({fault})") from None
 
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Adds a checkpoint to last/: one file with its own checksum, renamed into place when it is on the disk.
+    def save(self, checkpoint: Checkpoint, keep: Collection[int] = ()) -> None:
+        """Adds a checkpoint to last/: one file with its own checksum, renamed into place when it is on the disk, then
+        read back.
 
-        The one before it stays; older ones and orphaned temporaries go.
+        The one before it stays, and those of the steps `keep`; older ones go, and orphaned temporaries. Raises
+        `OSError` where it cannot be written, or reads otherwise than it was written; then all older ones stay.
         """
         folder = self.path / "last"
         values = json.dumps({**checkpoint.values, "step": checkpoint.step})
         tensors = _contiguous(checkpoint.tensors)
-        metadata = {"values": values, "checksum": _checksum(tensors, values)}
-        target = folder / f"step-{checkpoint.step:09}.safetensors"
+        metadata = {"values": values, "checksum": _checksum(sorted(tensors.items()), values)}
+        target = self._checkpoint_path(checkpoint.step)
         write_whole(target, lambda temporary: save_file(tensors, temporary, metadata))
-        for path in sorted(folder.glob("step-*.safetensors"))[:-KEPT] + sorted(folder.glob(".*.tmp")):
+        _verify(target, metadata["checksum"])
+        kept = {self._checkpoint_path(step) for step in keep}
+        old = [path for path in sorted(folder.glob("step-*.safetensors"))[:-KEPT] if path not in kept]
+        for path in old + sorted(folder.glob(".*.tmp")):
             path.unlink(missing_ok=True)
 
-    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
-        """The newest checkpoint that is whole; a damaged one is named and passed over. None where there is none."""
-        for path in sorted((self.path / "last").glob("step-*.safetensors"), reverse=True):
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps, to which training does not come back as they are."""
+        for path in (self.path / "last").glob("step-*.safetensors"):
+            if path.name > self._checkpoint_path(step).name:
+                path.unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Removes the temporaries that a process left which was killed as it wrote."""
+        for path in [*self.path.glob(".*.tmp"), *self.path.glob("last/.*.tmp")]:
+            with suppress(OSError):  # a folder that may only be read
+                path.unlink(missing_ok=True)
+
+    def _checkpoint_path(self, step: int) -> Path:
+        return self.path / "last" / f"step-{step:09}.safetensors"
+
+    def newest(self, say: Callable[[str], None], until: int | None = None) -> Checkpoint | None:
+        """The newest checkpoint that is whole, of those up to the step `until`; a damaged one is named and passed over.
+        None where there is none.
+        """
+        found = sorted((self.path / "last").glob("step-*.safetensors"), reverse=True)
+        for path in found if until is None else [p for p in found if p.name <= self._checkpoint_path(until).name]:
             try:
                 tensors, metadata = _read_safetensors(path)
-                if metadata["checksum"] != _checksum(tensors, metadata["values"]):
+                if metadata["checksum"] != _checksum(sorted(tensors.items()), metadata["values"]):
                     raise ValueError("its checksum differs")
                 values = json.loads(metadata["values"])
                 return Checkpoint(values.pop("step"), tensors, values)
@@ -192,9 +219,26 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _checksum(tensors: dict[str, Tensor], values: str) -> str:
+def _checksum(tensors: Iterable[tuple[str, Tensor]], values: str) -> str:
+    """Of values, and tensors in the order of their names."""
     digest = hashlib.blake2b(values.encode(), digest_size=16)
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    for name, tensor in tensors:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _verify(path: Path, checksum: str):
+    """Reads a checkpoint back from the disk; removes it and raises `OSError` where it is not what was written."""
+    if hasattr(os, "posix_fadvise"):  # else what is read is what the system still has in memory
+        with open(path, "rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    try:
+        with safe_open(path, "pt") as file:
+            names = sorted(file.keys())
+            same = _checksum(((name, file.get_tensor(name)) for name in names), file.metadata()["values"]) == checksum
+    except (SafetensorError, OSError, KeyError):
+        same = False
+    if not same:
+        path.unlink(missing_ok=True)
+        raise OSError(f"{path} reads otherwise than it was written: the disk or the memory of this machine is failing")

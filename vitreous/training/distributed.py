@@ -18,7 +18,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -114,6 +114,11 @@ class World:
             torch.distributed.broadcast(tensor, rank)
         return tensor.numpy().tobytes()
 
+    def together(self, some: list[T]) -> list[T]:
+        """Lists of plain values, one of each process, one behind the other."""
+        own = json.dumps(some).encode()
+        return [value for rank in range(self.size) for value in json.loads(self.from_rank(rank, own))]
+
     def spread(self, tensors: dict[str, Tensor]) -> None:
         """Brings the first process's tensors to all, in place; names, shapes and types are the same."""
         if self.size > 1:
@@ -176,12 +181,10 @@ def joined() -> Iterator[World]:
     except (ElsewhereError, KeyboardInterrupt, SystemExit):
         raise
     except Exception as fault:
-        lost = isinstance(fault, RuntimeError) and any(word in str(fault).lower() for word in LOST)
         if not _first_to_fail(world):
             raise ElsewhereError from None
-        if lost and not isinstance(fault, InputError):
-            line = str(fault).strip().splitlines()[0]
-            raise InputError(f"another process of this run is gone; torchrun says which ({line})") from fault
+        if loss := _loss(fault):
+            raise InputError(f"another process of this run is gone; torchrun says which ({loss})") from fault
         raise
     finally:
         _joined.clear()
@@ -226,6 +229,15 @@ def _meet(world: World) -> World:
     return World(world.rank, world.size, world.local_rank, world.node, PrefixStore("vitreous", store))
 
 
+def _loss(fault: BaseException | None) -> str:
+    """What PyTorch says of a process that is gone, where that is what lies behind a fault; else ""."""
+    while fault is not None:
+        if isinstance(fault, RuntimeError) and any(word in str(fault).lower() for word in LOST):
+            return str(fault).strip().splitlines()[0]
+        fault = fault.__cause__
+    return ""
+
+
 def _first_to_fail(world: World) -> bool:
     try:
         return world.store.add("failed", 1) == 1
@@ -259,7 +271,7 @@ class SharedRunDir(RunDir):
 
     def __init__(self, path: Path, world: World):
         super().__init__(path)
-        self.world = world
+        self.world, self.writes = world, world.first
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Writes a JSON file of the run, in the first process."""
@@ -276,18 +288,28 @@ class SharedRunDir(RunDir):
         if self.world.first:
             super().write_weights(tensors, name)
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint, keep: Collection[int] = ()) -> None:
         """Adds a checkpoint, in the first process."""
         if self.world.first:
-            super().save(checkpoint)
+            super().save(checkpoint, keep)
 
-    def newest(self, say: Callable[[str], None]) -> Checkpoint | None:
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps, in the first process."""
+        if self.world.first:
+            super().forget_after(step)
+
+    def clean(self) -> None:
+        """Removes temporaries that were left, in the first process."""
+        if self.world.first:
+            super().clean()
+
+    def newest(self, say: Callable[[str], None], until: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that is whole, which the first process reads for all."""
         found = None
 
         def read() -> dict[str, Any] | None:
             nonlocal found
-            if (found := super(SharedRunDir, self).newest(say)) is None:
+            if (found := super(SharedRunDir, self).newest(say, until)) is None:
                 return None
             kinds = {name: (str(t.dtype).removeprefix("torch."), t.shape) for name, t in found.tensors.items()}
             return {"step": found.step, "values": found.values, "kinds": kinds}

@@ -22,6 +22,7 @@ class Journal:
         self.folder: Path | None = None
         self.rows: list[dict[str, float]] = []
         self._early: list[str] = []
+        self._mute = False
 
     def settle(self, folder: Path, rows: list[dict[str, float]]) -> None:
         """From here on log.txt and metrics.csv are kept in `folder`, with these rows; what was said before joins."""
@@ -65,9 +66,14 @@ class Journal:
             yield lambda count, total=total: progress.update(task, completed=count, total=total)
 
     def _log(self, text: str):
-        if self.folder is not None and text:
+        if self.folder is None or not text or self._mute:
+            return
+        try:
             with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
                 file.write(text)
+        except OSError as fault:  # a full disk: what must not be lost is elsewhere, and says so itself
+            self._mute = True
+            self.console.print(f"log.txt cannot be written: {fault.strerror}", markup=False)
 
     def _write_rows(self):
         if self.folder is None or not self.rows:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 MOST = 4
+PATIENCE = 0.5  # seconds of one wait
 T = TypeVar("T")
 
 
@@ -20,11 +21,14 @@ class Lanes:
     for the other core between operations, and what one has written is still in its cache when it is read.
     """
 
-    def __init__(self, threads: int, device: torch.device):
+    def __init__(self, threads: int, device: torch.device, count: int | None = None, aside: bool = False):
+        """`count`: of the lanes, on a CPU; default: as many as suit the threads. `aside`: even one of them is a thread
+        of its own, so that the one that waits for it can be interrupted.
+        """
         self.device = device
-        self.count = lanes_of(threads) if device.type == "cpu" else 1
+        self.count = (count or lanes_of(threads)) if device.type == "cpu" else 1
         self._pool = None
-        if self.count > 1:
+        if self.count > 1 or (aside and device.type == "cpu"):
             self._pool = ThreadPoolExecutor(self.count, "lane", _set_threads, (threads // self.count,))
             started = Barrier(self.count)
             list(self._pool.map(lambda _: started.wait(), range(self.count)))
@@ -35,6 +39,8 @@ class Lanes:
         if self._pool is None:
             return [function(*row) for row in zip(*columns, strict=False)]
         waiting = [self._pool.submit(function, *row) for row in zip(*columns, strict=False)]
+        while wait(waiting, timeout=PATIENCE).not_done:  # on Windows signals are heard between two waits alone
+            pass
         return [future.result() for future in waiting]
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,18 @@ from vitreous.model.encoder import draw_paths, set_paths
 from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import Checkpoint, RunDir
 from vitreous.training.distributed import ALONE, World
+from vitreous.training.health import (
+    WINDOW,
+    Vital,
+    all_finite,
+    diverged,
+    fault_of,
+    loss_of_guessing,
+    size_of,
+    suspects,
+)
+from vitreous.training.incidents import Incidents, StepError, blaming, some
+from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, read_rows, row_line
 from vitreous.training.lanes import Lanes, join_gradients, replicas
 from vitreous.training.optim import (
@@ -32,7 +44,7 @@ from vitreous.training.parallel import average_gradients, divide, gathered, unle
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
 
-PATIENCE = 5  # updates in a row that may be refused before training goes back to the last checkpoint
+PATIENCE = 5  # updates in a row that may be refused before training goes back to an earlier state
 LOOKS = 10  # times that a run of minutes is timed beside its rows of metrics
 RETREATS = 5  # times that it goes back, each at half the learning rate, before it gives up
 MOVED = 0.03  # share of the steps that are left, by which the end must move for a new plan
@@ -57,32 +69,61 @@ class Progress:
     loss_sum: float = 0.0  # since the last row
     loss_count: int = 0
     rate_scale: float = 1.0
-    refused: int = 0  # updates in a row that were not finite
+    refused: int = 0  # updates in a row that were not made
     retreats: int = 0
+    owed: bool = False  # whether what follows the last step, a row or a checkpoint, is still to be done
+    anchor: int = 0  # the last step with a checkpoint that the plan asked for: what training goes back to
+    incidents: int = 0  # rows of incidents.csv
+    recent: list[Vital] = field(default_factory=list)  # of the last updates that were made
+
+    def count(self, vital: Vital, made: bool) -> None:
+        """A step more."""
+        self.step, self.owed = self.step + 1, True
+        self.refused = 0 if made else self.refused + 1
+        if made:
+            self.loss_sum, self.loss_count = self.loss_sum + vital.loss, self.loss_count + 1
+            self.recent = [*self.recent, vital][-WINDOW:]
 
 
 class Learner:
     """What a step changes: the model, its moving average, the optimizers, and the progress; and how."""
 
-    def __init__(self, model: VisionTransformer, job: Job, plan: Plan, world: World = ALONE):
+    def __init__(
+        self,
+        model: VisionTransformer,
+        job: Job,
+        plan: Plan,
+        interruption: Interruption | None = None,
+        world: World = ALONE,
+    ):
         self.plan, self.device, self.world = plan, torch.device(plan.device), world
         self.criterion = make_criterion(job.task, plan.smoothing, class_weights(job, plan))
+        self.guessing = loss_of_guessing(job.task)
         self.model = model.to(self.device).train()
         world.spread(model.state_dict())
         self.average: AveragedModel = make_average(model, plan.ema)
-        if divided := plan.shard and world.size > 1:
+        self.divided = plan.shard and world.size > 1
+        if self.divided:
             divide(model, world, self.device)
             divide(self.average.module, world, self.device)
         self.optimizers = make_optimizers(
             model, plan.optimizer, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze
         )
-        self.lanes = Lanes(plan.threads if world.size == 1 else 1, self.device)
-        synchronised = world.size > 1 and not divided
-        self.replicas = [average_gradients(model)] if synchronised else replicas(model, self.lanes.count)
+        self.lanes = Lanes(plan.threads, self.device, 1 if world.size > 1 else None, aside=True)
+        joins = world.size > 1 and not self.divided
+        self.replicas = [average_gradients(model)] if joins else replicas(self.model, self.lanes.count)
+        self.interruption = interruption or Interruption()
         self.progress = Progress()
+        self.whole = True  # not while an update is being made
+        self.started = self.saved = time.perf_counter()
+
+    def clock(self) -> float:
+        """Seconds that the run has trained for, by the first process's clock."""
+        return self.world.of_first(time.perf_counter() - self.started)
 
     def checkpoint(self) -> Checkpoint:
         """The whole state; of several processes the first has the tensors."""
+        self.progress.seconds = time.perf_counter() - self.started
         values = dataclasses.asdict(self.progress)
         tensors = gathered(state_of(self.model, self.average, self.optimizers), self.world.first)
         return Checkpoint(values.pop("step"), tensors, values)
@@ -90,62 +131,136 @@ class Learner:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back, or on, to a checkpoint."""
         restore_state(checkpoint.tensors, self.model, self.average, self.optimizers)
-        self.progress = Progress(step=checkpoint.step, **checkpoint.values)
+        values = {**checkpoint.values, "recent": [Vital(*seen) for seen in checkpoint.values.get("recent", ())]}
+        self.progress = Progress(step=checkpoint.step, **values)
+
+    def save(self, run: RunDir, *, planned: bool = False, alone: bool = False) -> bool:
+        """Writes a checkpoint; `planned`: one to go back to. False, and none, where the state is not finite. `alone`
+        does it without the other processes.
+        """
+        at, before = self.progress, self.progress.anchor
+        at.anchor = at.step if planned else before
+        checkpoint = self.checkpoint()
+        if not (all_finite(checkpoint.tensors) if alone else self.is_finite(checkpoint)):
+            at.anchor = before
+            return False
+        run.save(checkpoint, keep=(before, at.anchor))
+        self.saved = time.perf_counter()
+        return True
+
+    def is_finite(self, checkpoint: Checkpoint) -> bool:
+        """Whether every number of the state is finite, as the process that has it finds."""
+        return not self.world.any(not all_finite(checkpoint.tensors))
 
 
 def fit(
-    job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal, world: World = ALONE
+    job: Job,
+    plan: Plan,
+    model: VisionTransformer,
+    run: RunDir,
+    journal: Journal,
+    interruption: Interruption | None = None,
+    world: World = ALONE,
 ) -> nn.Module:
     """Trains to the plan's last step, from the newest checkpoint of the run where there is one. A run of minutes is
     timed now and then, and its last step moved.
 
-    Returns the moving average of the weights. An update that is not finite is not made; after five in a row training
-    goes back to the last checkpoint at half the learning rate. Raises `InputError` where that does not help.
+    Returns the moving average of the weights. An update that is not finite, or far outside of what is usual, is not
+    made; after five in a row training goes back to the last checkpoint that the plan asked for, at half the learning
+    rate. Raises `InputError` where that does not help, and `StepError` where a step cannot be computed. A signal ends
+    it, with a checkpoint of the last step that was made.
     """
-    learner = Learner(model, job, plan, world)
-    headline = HEADLINES[job.task.kind]
+    learner = Learner(model, job, plan, interruption, world)
+    names = job.store.source.names
     if checkpoint := run.newest(journal.say):
         learner.restore(checkpoint)
     else:
         run.save(learner.checkpoint())
     journal.settle(run.path, read_rows(run.path, learner.progress.step))
-    started = time.perf_counter() - learner.progress.seconds
-    clock = lambda: world.of_first(time.perf_counter() - started)  # noqa: E731
+    incidents = Incidents(run.path, mute=not world.first)
+    incidents.keep(learner.progress.incidents)
+    learner.started -= learner.progress.seconds
 
-    while (at := learner.progress).step < (plan := learner.plan).steps:
-        batches, order = training_batches(job, plan, world=world)
-        rows = row_steps(order, plan)
-        since = Mark(at.step, clock())
-        with journal.bar("training", plan.steps, at.step) as bar:
-            for batch in batches.steps(at.step, plan.steps, plan.workers):
-                loss, finite = update(learner, batch)
-                at.step += 1
-                at.refused = 0 if finite else at.refused + 1
-                if not finite:
-                    journal.say(f"step {at.step}: loss or gradient is not finite; the update is not made")
-                    if at.refused == PATIENCE:
-                        retreat(learner, run, journal)
-                        journal.settle(run.path, read_rows(run.path, learner.progress.step))
+    try:
+        while (at := learner.progress).step < (plan := learner.plan).steps or at.owed:
+            batches, order = training_batches(job, plan, world=world)
+            rows = row_steps(order, plan)
+            since = Mark(at.step, learner.clock())
+            with journal.bar("training", plan.steps, at.step) as bar:
+                if at.owed and not finish_step(learner, job, order, rows, run, journal, incidents):
+                    continue
+                steps = batches.steps(at.step, plan.steps, plan.workers)
+                while (batch := next_batch(steps, at.step, order, names)) is not None:
+                    with blaming(at.step, batch.numbers, names):
+                        vital = gradient(learner, batch)
+                    with learner.interruption.held():
+                        wrong = make_update(learner, vital)
+                        if wrong:
+                            report(wrong, vital, batch, learner, names, journal, incidents)
+                        at.count(vital, made=not wrong)
+                    if not finish_step(learner, job, order, rows, run, journal, incidents):
                         break
-                else:
-                    at.loss_sum, at.loss_count = at.loss_sum + loss, at.loss_count + 1
-                at.seconds = clock()
-                if at.step in rows:
-                    row = measure(learner, job, order)
-                    journal.row(row)
-                    journal.say(row_line(row, headline))
-                    at.loss_sum, at.loss_count = 0.0, 0
-                    at.seconds = clock()
-                due = at.step % plan.save_every == 0 if plan.save_every else at.step in rows
-                if (due or at.step == plan.steps) and not at.refused:
-                    run.save(learner.checkpoint())
-                bar(at.step)
-                if at.step in rows or at.step % math.ceil(plan.steps / LOOKS) == 0:
-                    learner.plan = keep_to_budget(learner, order, since, at.step in rows, run, journal)
-                    if learner.plan is not plan:
-                        break
-                    since = Mark(at.step, at.seconds)
+                    bar(at.step)
+                    if at.step in rows or at.step % math.ceil(plan.steps / LOOKS) == 0:
+                        at.seconds = learner.clock()
+                        learner.plan = keep_to_budget(learner, order, since, at.step in rows, run, journal)
+                        if learner.plan is not plan:
+                            break
+                        since = Mark(at.step, at.seconds)
+    except (KeyboardInterrupt, SystemExit, StepError):
+        with learner.interruption.held():
+            keep_what_is_done(learner, run, journal)
+        raise
     return learner.average.module
+
+
+def keep_what_is_done(learner: Learner, run: RunDir, journal: Journal) -> None:
+    """Writes a checkpoint of the last step that was made, before training is left. Of several processes the first does,
+    by itself, where it has the whole state: the others may be anywhere.
+    """
+    if learner.divided or not learner.world.first:
+        return
+    try:
+        if learner.whole and learner.save(run, alone=True):
+            journal.say(f"step {learner.progress.step:,} is saved")
+    except (OSError, MemoryError) as fault:
+        journal.say(f"what was done since the last checkpoint cannot be saved: {fault}")
+
+
+def finish_step(
+    learner: Learner,
+    job: Job,
+    order: Order,
+    rows: set[int],
+    run: RunDir,
+    journal: Journal,
+    incidents: Incidents,
+) -> bool:
+    """What follows a step: a row of metrics and a checkpoint where they are due. False where training had to go back
+    to an earlier state instead.
+    """
+    at, plan = learner.progress, learner.plan
+    lost = at.refused >= PATIENCE or diverged(at.recent, learner.guessing)
+    row = measure(learner, job, order) if at.step in rows and not lost else None
+    with learner.interruption.held():
+        at.seconds = learner.clock()
+        at.owed = False
+        if row:
+            journal.row(row)
+            journal.say(row_line(row, HEADLINES[job.task.kind]))
+            at.loss_sum, at.loss_count = 0.0, 0
+        planned = at.step % plan.save_every == 0 if plan.save_every else at.step in rows
+        planned = planned or at.step == plan.steps
+        since = learner.world.of_first(time.perf_counter() - learner.saved) if plan.save_seconds else 0.0
+        timely = bool(plan.save_seconds) and since >= plan.save_seconds
+        if not lost and not at.refused and (planned or timely):
+            lost = not learner.save(run, planned=planned)
+        elif at.step == plan.steps and at.refused:
+            lost = lost or not learner.is_finite(learner.checkpoint())
+        if lost:
+            retreat(learner, run, journal, incidents)
+            journal.settle(run.path, read_rows(run.path, learner.progress.step))
+        return not lost
 
 
 def keep_to_budget(learner: Learner, order: Order, since: Mark, row: bool, run: RunDir, journal: Journal) -> Plan:
@@ -169,12 +284,14 @@ def keep_to_budget(learner: Learner, order: Order, since: Mark, row: bool, run: 
 
 
 def update(learner: Learner, batch: Batch) -> tuple[float, bool]:
-    """One update: the loss, and whether it and the gradient were finite. If not, nothing has changed."""
+    """One update: the loss, and whether it was made. If not, nothing has changed."""
+    vital = gradient(learner, batch)
+    return vital.loss, not make_update(learner, vital)
+
+
+def gradient(learner: Learner, batch: Batch) -> Vital:
+    """Computes the gradient of a batch, clipped; the state stays what it is."""
     plan, device = learner.plan, learner.device
-    rate = plan.rate(learner.progress.step) * learner.progress.rate_scale
-    for optimizer in learner.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
     # Which branches a picture's pass leaves out follows from the seed, the step, and its row in the whole batch.
     generator = torch.Generator().manual_seed(seed_of(plan.seed, "drop path", learner.progress.step))
     paths = draw_paths(learner.model, batch.size, generator)[batch.own]
@@ -195,34 +312,74 @@ def update(learner: Learner, batch: Batch) -> tuple[float, bool]:
         parts = (tensor.chunk(learner.lanes.count) for tensor in piece)
         with unless_last(learner.replicas[0], number == pieces):
             total += torch.stack(learner.lanes.map(learn, learner.replicas, *parts)).sum()
-    total = learner.world.sum(total)
     join_gradients(learner.replicas)
     norm = whole(nn.utils.clip_grad_norm_(learner.model.parameters(), plan.clip, foreach=True))
-    finite = bool(torch.isfinite(norm) & torch.isfinite(total))
-    if finite:
+    squares = size_of(batch.pixels) ** 2 * (len(batch.pixels) / batch.size)
+    loss, squares = learner.world.sum(torch.tensor([float(total), squares], dtype=torch.float64)).tolist()
+    return Vital(loss, float(norm), math.sqrt(squares))
+
+
+def make_update(learner: Learner, vital: Vital) -> str:
+    """Makes the update of the gradient that was computed, unless something is wrong with it: what, else ""."""
+    at = learner.progress
+    wrong = fault_of(vital, at.recent, learner.guessing, learner.plan.clip)
+    if not wrong:
+        learner.whole = False
+        rate = learner.plan.rate(at.step) * at.rate_scale
         for optimizer in learner.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
             optimizer.step()
         learner.average.update_parameters(learner.model)
+        learner.whole = True
     learner.model.zero_grad(set_to_none=True)
-    return float(total), finite
+    return wrong
 
 
-def retreat(learner: Learner, run: RunDir, journal: Journal) -> None:
-    """Goes back to the last checkpoint at half the learning rate."""
-    retreats = learner.progress.retreats + 1
-    checkpoint = run.newest(journal.say)
-    if checkpoint is None or retreats > RETREATS:
+def report(
+    wrong: str,
+    vital: Vital,
+    batch: Batch,
+    learner: Learner,
+    names: Sequence[str],
+    journal: Journal,
+    incidents: Incidents,
+) -> None:
+    """Says, and writes to incidents.csv, why an update is not made, and which pictures it would have come from."""
+    at = learner.progress
+    pictures = [names[int(i)] for i in batch.numbers]
+    odd = learner.world.together([pictures[row] for row in suspects(batch.pixels, batch.targets)])
+    pictures = learner.world.together(pictures)
+    rate = learner.plan.rate(at.step) * at.rate_scale
+    at.incidents += 1
+    incidents.add(at.step + 1, wrong, vital, rate, odd, pictures)
+    which = f"because of {some(odd)}" if odd else f"its pictures are {some(pictures)}"
+    journal.say(f"step {at.step + 1}: {wrong}; the update is not made; {which}")
+
+
+def retreat(learner: Learner, run: RunDir, journal: Journal, incidents: Incidents) -> None:
+    """Goes back to the last checkpoint that the plan asked for, at half the learning rate."""
+    at = learner.progress
+    if at.refused:
+        why = f"{at.refused} updates in a row were not made"
+    elif diverged(at.recent, learner.guessing):
+        why = f"the loss is far above that of guessing ({learner.guessing:.3g})"
+    else:
+        why = "the weights are not finite"
+    checkpoint = run.newest(journal.say, until=at.anchor)
+    if checkpoint is None or at.retreats == RETREATS:
         advice = "try a lower --lr" + (", or --precision fp32" if learner.plan.precision == "bf16" else "")
+        listed = f"; {incidents.path} lists the steps and their pictures" if at.incidents else ""
         raise InputError(
-            f"training does not stay finite, after {RETREATS} returns to an earlier state; {advice}; "
+            f"training does not stay finite, after {at.retreats} returns to an earlier state: {why}; {advice}{listed}; "
             f"the last good state is in {run.path / 'last'}"
         )
-    scale = learner.progress.rate_scale / 2
     learner.restore(checkpoint)
-    learner.progress.rate_scale, learner.progress.retreats, learner.progress.refused = scale, retreats, 0
-    journal.say(
-        f"{PATIENCE} updates in a row were not finite: back to step {checkpoint.step}, at {scale:g} of the rate"
-    )
+    back, scale = learner.progress, at.rate_scale / 2
+    back.rate_scale, back.retreats, back.incidents = scale, at.retreats + 1, at.incidents + 1
+    run.forget_after(back.step)
+    incidents.add(at.step, f"{why}: back to step {back.step}", rate=learner.plan.rate(back.step) * scale)
+    journal.say(f"{why}: back to step {back.step}, at {scale:g} of the rate")
 
 
 def measure(learner: Learner, job: Job, order: Order) -> dict[str, float]:
@@ -270,9 +427,11 @@ def outputs_on(
     """
     batch = -(-plan.batch // world.size)
     batches = plain_batches(job.store, job.targets, numbers, batch, 0, world.rank, world.size)
-    outputs, order = run_model(model, batches, precision, lanes or Lanes(1, torch.device(plan.device)))
+    lanes = lanes or Lanes(plan.threads, torch.device(plan.device), 1, aside=True)
+    outputs, order = run_model(model, batches, precision, lanes)
+    places = np.argsort(numbers)[np.searchsorted(np.sort(numbers), order)]
     answers = torch.zeros(len(numbers), outputs.shape[1])
-    answers[torch.from_numpy(np.argsort(numbers)[np.searchsorted(np.sort(numbers), order)])] = torch.from_numpy(outputs)
+    answers[torch.from_numpy(places)] = torch.from_numpy(outputs)
     return world.sum(answers).numpy(), job.targets[numbers]
 
 
@@ -292,6 +451,15 @@ def run_model(
         outputs.append(answers[: len(batch.numbers)])  # none of a batch that only fills up
         numbers.append(batch.numbers)
     return torch.cat(outputs).numpy(), np.concatenate(numbers)
+
+
+def next_batch(steps: Iterator[Batch], step: int, order: Order, names: Sequence[str]) -> Batch | None:
+    """The batch of a step, None after the last. Raises `StepError` that names its pictures where it cannot be made."""
+    try:
+        return next(steps, None)
+    except Exception:
+        with blaming(step, order.batch(step), names):
+            raise
 
 
 def training_batches(

@@ -25,6 +25,7 @@ from vitreous.training.recipe import (
     choose_precision,
     choose_rate,
     choose_threads,
+    parse_save_every,
 )
 
 SMALL = 64  # pixels a side up to which pictures are varied slightly
@@ -49,6 +50,7 @@ def make_plan(
     batch = min(config.batch or choose_batch(len(job.training)), len(job.training))
     recipe = RECIPES["paper" if config.init else config.recipe]
     optimizer = config.optimizer if config.optimizer != "auto" else recipe.optimizer
+    save_steps, save_seconds = parse_save_every(config.save_every)
     draft = Plan(
         points=((0, 0.0, 1),),
         epochs=0,
@@ -73,7 +75,8 @@ def make_plan(
         workers=config.workers if config.workers is not None else 0 if device.type == "cpu" else 2,
         seed=config.seed,
         row_every=1,
-        save_every=config.save_every or 0,
+        save_every=save_steps,
+        save_seconds=save_seconds,
         budget=0.0,
         pace=Pace(0.0, 0.0, 0.0),
         seconds=0.0,
@@ -128,7 +131,7 @@ def _coarse(job: Job, config: TrainConfig, recipe: Recipe) -> float:
 
 def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float, world: World) -> Pace:
     """Some real steps, coarse ones and whole, and a validation on two batches, with a copy that is thrown away."""
-    learner = Learner(copy.deepcopy(model), job, plan, world)
+    learner = Learner(copy.deepcopy(model), job, plan, world=world)
     kinds = [(plan.coarse, MOST_TIMED), (1 - plan.coarse, 0)]  # all timed steps coarse, then none
     coarse, whole = (
         _time_of_step(learner, training_batches(job, plan, coarse_steps, world)[0], share * seconds) if share else 0.0

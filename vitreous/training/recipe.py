@@ -22,6 +22,7 @@ LAST_ROWS = 2.0  # the last evaluation, in fp32, takes as long as so many rows o
 VALIDATION, MOST_VALIDATION = 0.15, 2_500  # share of the training pictures that is held out, and pictures at most
 SIZES = ("xs", "s", "m")  # of the recipes' models, as their names have them
 ENOUGH_PASSES = 40  # over the pictures, for a larger model to be worth its time; 16 to 18 were too few
+SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}  # of the units that times are written in
 DEFAULT_MINUTES = 10.0  # where neither epochs nor minutes are given
 
 
@@ -131,8 +132,9 @@ class TrainConfig:
     threads: int | None = None
     # Threads that make batches ahead, 0: none; the result is the same
     workers: int | None = None
-    # Steps between checkpoints; default: with every row of metrics
-    save_every: int | None = None
+    # Between checkpoints: steps (500), or time beside those with every row of metrics (5min, 90s, 1h); default: with
+    # every row
+    save_every: str | None = None
     # Divide the model over the processes of torchrun, for one that does not fit (FSDP2); else each has it whole (DDP)
     shard: bool = False
 
@@ -157,7 +159,6 @@ class TrainConfig:
                 ("ema", self.ema is None or 0 <= self.ema < 1, "0 to below 1"),
                 ("threads", self.threads is None or self.threads >= 1, "1 or more"),
                 ("workers", self.workers is None or self.workers >= 0, "0 or more"),
-                ("save_every", self.save_every is None or self.save_every >= 1, "1 or more"),
                 ("channels", self.channels is None or self.channels >= 1, "1 or more"),
             )
             if not holds
@@ -171,6 +172,7 @@ class TrainConfig:
         for check in (
             lambda: self.model == "auto" or preset(self.model),
             lambda: parse_size(self.size),
+            lambda: parse_save_every(self.save_every),
             lambda: resolve(self.augmentation, self.augment, "classification", 3, "uint8", False),
         ):
             try:
@@ -198,6 +200,8 @@ class TrainConfig:
             options["target"] = (options["target"],)
         if "size" in options:
             options["size"] = size_text(options["size"])
+        if isinstance(options.get("save_every"), int):
+            options["save_every"] = str(options["save_every"])
         for name in ("init", "cache"):
             if isinstance(options.get(name), os.PathLike):
                 options[name] = os.fspath(options[name])
@@ -213,7 +217,9 @@ class TrainConfig:
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The config that `to_json` wrote."""
         augmentation = AugmentConfig(**values["augmentation"])
-        return cls(**{**values, "target": tuple(values["target"]), "augmentation": augmentation})
+        save_every = None if values["save_every"] is None else str(values["save_every"])  # it was a number once
+        target = tuple(values["target"])
+        return cls(**{**values, "target": target, "augmentation": augmentation, "save_every": save_every})
 
 
 @dataclass(frozen=True)
@@ -262,6 +268,7 @@ class Plan:
     pace: Pace  # of the first steps
     seconds: float  # estimate of the training time, by the first timing
     torch: str
+    save_seconds: float = 0.0  # between further checkpoints, by the clock; 0: none
     ranks: int = 1  # processes that it began with
     shard: bool = False  # whether they divide the model
 
@@ -351,6 +358,23 @@ def larger_model(model: ModelConfig, passes: float) -> ModelConfig:
             if passes * work / count_macs(config, *config.image_size) >= ENOUGH_PASSES:
                 model = config
     return model
+
+
+def parse_save_every(text: str | None) -> tuple[int, float]:
+    """Steps and seconds between checkpoints, 0 for none: "500" is (500, 0.0), "5min" is (0, 300.0).
+
+    Raises `InputError` for what is neither.
+    """
+    if text is None:
+        return 0, 0.0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", text.strip().lower())
+    number, unit = found.groups() if found else ("0", "")
+    seconds = float(number) * SECONDS.get(unit, 0)
+    if not unit and number.isdecimal() and int(number):
+        return int(number), 0.0
+    if seconds:
+        return 0, seconds
+    raise InputError(f"save_every is {text}: expected steps, 1 or more, as in 500, or a time, as in 90s, 5min or 1h")
 
 
 def choose_validation(pictures: int) -> float:

@@ -4,29 +4,36 @@ import dataclasses
 import json
 import os
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vitreous.calibration import Calibration, headline, summarise
 from vitreous.data.batches import coarser
 from vitreous.data.preprocess import InputSpec
 from vitreous.errors import InputError
+from vitreous.files import write_whole
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
 from vitreous.model.vit import VisionTransformer, build, count_macs, count_parameters
 from vitreous.model.weights import adapt, import_weights
 from vitreous.rundir import FORMAT, RunDir, discard
 from vitreous.training import figures, gallery
-from vitreous.training.distributed import World, joined, restarted
+from vitreous.training.distributed import ALONE, World, joined, restarted
+from vitreous.training.incidents import StepError
+from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, clock
 from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
 from vitreous.training.parallel import gathered
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
+
+FIRST_FILES = {"last", "split.csv", "plan.json", "config.json", "initial.safetensors", "batch.png"}  # before any step
 
 
 def train(
@@ -51,35 +58,46 @@ def train(
 
 
 def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, journal: Journal) -> Path:
-    """Trains on data, into `out` or a new folder in runs/, on all processes of torchrun. Returns the run directory.
+    """Trains on data, into `out` or a new folder in runs/, in all processes of torchrun. Returns the run directory.
 
     Where torchrun has started them again, the run that they had begun goes on.
     """
-    with joined() as world:
-        config.check()
-        _check_restarts(out, world)
-        if restarted() and out is not None and world.agree(lambda: _was_begun(data, config, out)):
-            return _resume(out, world.journal(journal), None, config.shard, world)
-        return _start(data, config, out, world.journal(journal), world)
+    with joined() as world, Interruption() as interruption:
+        journal = world.journal(journal)
+        if world.size > 1 and world.agree(lambda: _was_begun(config, out)):
+            assert out is not None
+            return _go_on(out, journal, None, config.shard, interruption, world)
+        world.agree(lambda: RunDir.check_free(out if out is not None else Path("runs") / "new"))
+        start = set_up(data, config, journal, world)
+        path = world.agree(lambda: str(RunDir.create(out if out is not None else _name(str(data), start.job)).path))
+        run = world.run(path)
+        try:
+            write_start(start, config, run)
+            return _fit_and_finish(start.job, start.plan, start.model, run, journal, interruption, world)
+        except BaseException:
+            if world.first and not any(run.path.glob("last/step-*")):  # nothing that could be resumed
+                discard(run.path)
+            raise
 
 
-def resume_run(path: str | Path, journal: Journal, data: str | Path | None = None, shard: bool = False) -> Path:
-    """Goes on with a run from its newest checkpoint, to the same bits. Returns the run directory.
+@dataclass(frozen=True)
+class Start:
+    """All that a run begins with."""
 
-    `data` is where its pictures lie now, where they were moved; the run remembers it. With `shard` the processes of
-    torchrun divide the model from now on.
-    """
-    with joined() as world:
-        return _resume(path, world.journal(journal), data, shard, world)
+    job: Job
+    plan: Plan
+    model: VisionTransformer
+    initial: bool  # whether its weights are those of a model that was trained before
 
 
-def _start(data: str | Path, config: TrainConfig, out: str | Path | None, journal: Journal, world: World) -> Path:
+def set_up(data: str | Path, config: TrainConfig, journal: Journal, world: World = ALONE) -> Start:
+    """Data and options to what a run begins with; nothing is written but the cache."""
+    config.check()
     torch.set_num_threads(choose_threads(config.threads))
     origin: Origin | None = None
 
     def begin() -> Job:
         nonlocal origin
-        RunDir.check_free(out if out is not None else Path("runs") / "new")
         origin = read_origin(config.init, journal) if config.init is not None else None
         return prepare(str(data), config, journal, origin)
 
@@ -98,39 +116,62 @@ def _start(data: str | Path, config: TrainConfig, out: str | Path | None, journa
             plan = make_plan(job, config, model, device, time.perf_counter() - began, world)
     training_batches(job, plan, world=world)[0].check()
     _tell(model, job, plan, journal)
-    run = world.run(world.agree(lambda: str(RunDir.create(out if out is not None else _name(str(data), job)).path)))
-    try:
-        run.write_split(job.split)
-        run.write_json("plan.json", plan.to_json())
-        if origin:
-            run.write_weights(model.state_dict(), "initial.safetensors")
-        run.write_json("config.json", _description(config, job))
-        if world.first:
-            gallery.draw_batch(job, training_batches(job, plan)[0].make(0), run.path / "batch.png")
-        return _fit_and_finish(job, plan, model, run, journal, world)
-    except BaseException:
-        if world.first and not any(run.path.glob("last/step-*")):  # nothing that could be resumed
-            discard(run.path)
-        raise
+    if config.shard and world.size == 1:
+        journal.say("--shard: there is one process, which has the model whole; torchrun starts several")
+    return Start(job, plan, model, initial=config.init is not None)
 
 
-def _resume(path: str | Path, journal: Journal, data: str | Path | None, shard: bool, world: World) -> Path:
-    def begin() -> tuple[dict[str, Any], dict[str, Any]]:
-        run = RunDir.open(path)
-        return run.read_json("plan.json"), run.config()["train"]
+def write_start(start: Start, config: TrainConfig, run: RunDir) -> None:
+    """Writes what `resume_run` needs, but for checkpoints."""
+    run.write_split(start.job.split)
+    run.write_json("plan.json", start.plan.to_json())
+    if start.initial:
+        run.write_weights(start.model.state_dict(), "initial.safetensors")
+    run.write_json("config.json", _description(config, start.job))
+    if run.writes:
+        gallery.draw_batch(start.job, training_batches(start.job, start.plan)[0].make(0), run.path / "batch.png")
 
-    plan, config = world.agree(begin)
-    plan, config, run = Plan.from_json(plan), TrainConfig.from_json(config), world.run(path)
-    plan = _plan_here(plan, config, shard, world, journal)
+
+def resume_run(path: str | Path, journal: Journal, data: str | Path | None = None, shard: bool = False) -> Path:
+    """Goes on with a run from its newest checkpoint, to the same bits. Returns the run directory.
+
+    `data` is where its pictures lie now, where they were moved; the run remembers it. With `shard` the processes of
+    torchrun divide the model from now on.
+    """
+    with joined() as world, Interruption() as interruption:
+        return _go_on(path, world.journal(journal), data, shard, interruption, world)
+
+
+def _go_on(
+    path: str | Path,
+    journal: Journal,
+    data: str | Path | None,
+    shard: bool,
+    interruption: Interruption,
+    world: World,
+) -> Path:
+    run = world.run(world.agree(lambda: str(RunDir.open(path).path)))
+    run.clean()
+    job, plan, model = _read_start(run, journal, data, shard, world)
+    return _fit_and_finish(job, plan, model, run, journal, interruption, world)
+
+
+def _read_start(
+    run: RunDir, journal: Journal, data: str | Path | None, shard: bool, world: World
+) -> tuple[Job, Plan, VisionTransformer]:
+    """What a run began with."""
+    written = world.agree(lambda: {"plan": run.read_json("plan.json"), "train": run.config()["train"]})
+    config = TrainConfig.from_json(written["train"])
+    plan = _plan_here(Plan.from_json(written["plan"]), config, shard, world, journal)
     torch.set_num_threads(plan.threads)
     world.use(torch.device(plan.device))
     job = prepare_together(lambda: prepare_again(run, journal, data), config, journal, world)
     if data is not None and world.first:
         run.write_json("config.json", {**run.config(), "data": job.store.source.location})
     model = build(job.model, plan.seed)
-    if world.first and (run.path / "initial.safetensors").exists():
+    if world.first and (run.path / "initial.safetensors").exists():  # it brings the weights to all
         model.load_state_dict(run.read_weights("initial.safetensors"))
-    return _fit_and_finish(job, plan, model, run, journal, world)
+    return job, plan, model
 
 
 def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journal: Journal) -> Plan:
@@ -148,49 +189,66 @@ def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journ
     return plan
 
 
-def _check_restarts(out: str | Path | None, world: World):
-    if world.size > 1 and out is None and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        raise InputError("torchrun --max-restarts: expected --out RUN too, the run that a restart goes on with")
-
-
-def _was_begun(data: str | Path, config: TrainConfig, out: str | Path) -> bool:
-    """Whether `out` is the run of this very command; one that never got to its first step is removed."""
-    folder = Path(out)
-    if not folder.exists() or not any(folder.iterdir()):
+def _was_begun(config: TrainConfig, out: str | Path | None) -> bool:
+    """Whether `out` is the run of this very command, which torchrun has started again; what never got to its first
+    step is removed. Raises `InputError` where torchrun may start it again and there is no `out`.
+    """
+    if out is None:
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+            raise InputError("torchrun --max-restarts: expected --out RUN too, the run that a restart goes on with")
         return False
-    if not (folder / "config.json").exists() or not any(folder.glob("last/step-*")):
-        if {path.name for path in folder.iterdir()} <= {"last", "split.csv", "plan.json", "config.json", "batch.png"}:
+    folder = Path(out)
+    if not restarted() or not folder.is_dir():
+        return False
+    if not any(folder.glob("last/step-*")):
+        if all(path.name.startswith(".") or path.name in FIRST_FILES for path in folder.iterdir()):
             discard(folder)
         return False
     return RunDir.open(folder).config()["train"] == json.loads(json.dumps(config.to_json()))
 
 
 def _fit_and_finish(
-    job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal, world: World
+    job: Job,
+    plan: Plan,
+    model: VisionTransformer,
+    run: RunDir,
+    journal: Journal,
+    interruption: Interruption,
+    world: World,
 ) -> Path:
-    """Training, the final weights, what the validation split tells of them, and the figures."""
+    """Training, and what follows it; where it is cut short, how to go on."""
     try:
-        trained = fit(job, plan, model, run, journal, world)
-    except KeyboardInterrupt:
-        journal.say(f"interrupted; vitreous train --resume {run.path} goes on")
+        _finish(fit(job, plan, model, run, journal, interruption, world), job, plan, run, journal, world)
+    except (KeyboardInterrupt, SystemExit, StepError) as fault:
+        if any(run.path.glob("last/step-*")):
+            then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
+            journal.say(f"{then}vitreous train --resume {run.path} goes on")
         raise
+    journal.say(f"run: {run.path}  (curves.png, confusion.png, batch.png, worst.png)")
+    journal.say(f"next: vitreous predict {run.path} PICTURES…   or   vitreous eval {run.path} DATA")
+    journal.say(f"to look inside: vitreous explain {run.path} PICTURES…   or   vitreous report {run.path}")
+    return run.path
+
+
+def _finish(trained: nn.Module, job: Job, plan: Plan, run: RunDir, journal: Journal, world: World):
+    """The final weights, what the validation split tells of them, and the figures."""
     run.write_weights(gathered(trained.state_dict(), world.first))
     outputs, targets = outputs_on(trained, job, job.validation, plan, "fp32", world=world)
     if not world.first:
-        return run.path
+        return
     calibration = Calibration.fit(job.task, outputs, targets)
     answers = calibration.answers(job.task, outputs)
     true = job.task.restore(targets) if job.task.kind == "regression" else targets
     summary = summarise(job.task, answers, true)
     run.write_json("validation.json", {"calibration": calibration.to_json(), "summary": summary})
-    figures.curves(journal.rows, run.path / "curves.png", HEADLINES[job.task.kind])
-    figures.result(job.task, answers, true, summary, calibration.halfwidth, run.path / "confusion.png")
-    gallery.draw_worst(job, answers, true, run.path / "worst.png")
+    draw = (
+        ("curves.png", lambda path: figures.curves(journal.rows, path, HEADLINES[job.task.kind])),
+        ("confusion.png", lambda path: figures.result(job.task, answers, true, summary, calibration.halfwidth, path)),
+        ("worst.png", lambda path: gallery.draw_worst(job, answers, true, path)),
+    )
+    for name, figure in draw:
+        write_whole(run.path / name, figure)
     journal.say(f"validation: {headline(job.task, summary)}")
-    journal.say(f"run: {run.path}  (curves.png, confusion.png, batch.png, worst.png)")
-    journal.say(f"next: vitreous predict {run.path} PICTURES…   or   vitreous eval {run.path} DATA")
-    journal.say(f"to look inside: vitreous explain {run.path} PICTURES…   or   vitreous report {run.path}")
-    return run.path
 
 
 def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
