@@ -1,28 +1,36 @@
-"""What tests/test_distributed.py compares: some steps of a tiny model, in one process or in each of torchrun's.
+"""What tests/test_distributed.py compares: some steps of a tiny model, in one process or in each of torchrun's; and a
+run of which a process is killed.
 
-torchrun --nproc-per-node 2 tests/ranked.py DATA FOLDER
+torchrun --nproc-per-node 2 --max-restarts 1 tests/ranked.py DATA FOLDER
 """
 
 import dataclasses
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+from making import newest_step
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config
 from torch import Tensor
 
-from vitreous.errors import InputError
+from vitreous.errors import ElsewhereError, InputError
+from vitreous.infer.predictor import evaluate, load
 from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint
-from vitreous.training.distributed import ALONE, World, joined
+from vitreous.training.distributed import ALONE, World, joined, restarted
 from vitreous.training.journal import Journal
 from vitreous.training.loop import Learner, outputs_on, training_batches, update
 from vitreous.training.prepare import Job, prepare, prepare_together
 from vitreous.training.recipe import Plan, TrainConfig
+from vitreous.training.train import start_run
 
-STEPS = 6
+STEPS = 4
 CASES: dict[str, dict[str, Any]] = {  # of each: what differs from the plan
     "whole": {"optimizer": "adamw", "accumulate": 2},
     "divided": {"optimizer": "adamw", "accumulate": 2, "shard": True},
@@ -38,6 +46,16 @@ OPTIONS: dict[str, Any] = {
     "augment": "medium",
     "precision": "fp32",
     "lr": 1e-3,
+}
+
+
+RUN: dict[str, Any] = {
+    **OPTIONS,
+    "model": "vit_c_xs_8",
+    "optimizer": "adamw",
+    "batch": 16,
+    "save_every": "1",
+    "validation": 0.25,
 }
 
 
@@ -76,8 +94,8 @@ def kept(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
 
 
-def main(data: str, folder: Path) -> None:
-    """Each case from the start, and from the state that one process came to; and what has to fail together."""
+def compare(data: str, folder: Path) -> None:
+    """Each case from the start, and from the state that one process came to; and what all agree on."""
     base = Plan.from_json(json.loads((folder / "plan.json").read_text("utf-8")))
     with joined() as world:
         job, found = small_job(data, world), {}
@@ -87,11 +105,38 @@ def main(data: str, folder: Path) -> None:
             if world.first:
                 save_file(kept(state.tensors), folder / f"{name}.safetensors")
             start = state_at(folder / f"alone, {changes['optimizer']}.safetensors", STEPS)
-            found[f"{name}, resumed"], _ = learn(job, plan, world, start)
+            if "muon" not in name:
+                found[f"{name}, resumed"], _ = learn(job, plan, world, start)
         found["sums"] = [world.any(world.rank == 1), world.any(False), world.of_first(world.rank + 7.5)]
-        found["turns"] = world.in_turn(lambda: world.local_rank)
+        found["turns"] = world.together([world.in_turn(lambda: world.local_rank)])
         if world.first:
             (folder / "found.json").write_text(json.dumps(found), "utf-8")
+
+
+def die_at(step: int, run: Path) -> None:
+    """Kills this process as soon as the run has a checkpoint of that step."""
+
+    def watch() -> None:
+        while newest_step(run) < step:
+            time.sleep(0.005)
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(data: str, folder: Path) -> None:
+    """Compares, trains with process 1 killed on the way, answers with what was trained, and fails as one."""
+    run, again = folder / "run", restarted()
+    with joined() as world:
+        if not again:
+            compare(data, folder)
+            if world.rank == 1:
+                die_at(2, run)
+        start_run(data, TrainConfig.of(**RUN), run, Journal(quiet=True))
+        result = evaluate(load(run, engine="torch", precision="fp32"), data, split="all", say=lambda text: None)
+        if world.first:
+            found = {"names": list(result.names), "answers": result.answers.tolist(), "again": again}
+            (folder / "answers.json").write_text(json.dumps(found), "utf-8")
 
         def fail() -> None:
             raise InputError("what the first process alone can know")
@@ -100,4 +145,7 @@ def main(data: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    try:
+        main(sys.argv[1], Path(sys.argv[2]))
+    except (InputError, ElsewhereError) as fault:
+        sys.exit(f"failed: {fault}" if str(fault) else 3)
