@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from vitreous.errors import InputError, visible
+from vitreous.errors import ElsewhereError, InputError, visible
 
 AFTER = 1.0  # seconds after an interruption that threads have to end
 
@@ -104,6 +104,8 @@ def _run(name: str, words: list[str]) -> int:
 
     try:
         return verbs.run(name, words)
+    except ElsewhereError:  # of the processes of torchrun the one that failed first says why
+        return 2
     except InputError as fault:
         print(visible(f"vitreous {name}: {fault}"), file=sys.stderr)
     except OSError as fault:  # a full disk, a folder that may not be written
@@ -113,7 +115,8 @@ def _run(name: str, words: list[str]) -> int:
         where = f"{fault.filename}: " if fault.filename else ""
         print(visible(f"vitreous {name}: {where}{fault.strerror or fault}"), file=sys.stderr)
     except KeyboardInterrupt:
-        print(f"\nvitreous {name}: interrupted", file=sys.stderr)
+        if verbs.speaks():
+            print(f"\nvitreous {name}: interrupted", file=sys.stderr)
         return 130
     return 2
 

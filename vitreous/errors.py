@@ -19,6 +19,10 @@ class InputError(ValueError):
         return cls("\n".join([*lines, advice] if advice else lines))
 
 
+class ElsewhereError(Exception):
+    """Another process of the same run has failed, and said why."""
+
+
 # Control characters but for the end of a line and the tabulator, and those that turn the direction of writing.
 HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 

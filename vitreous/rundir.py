@@ -60,6 +60,8 @@ class SplitRow:
 class RunDir:
     """One run's folder. `create` makes a new one, `open` reads one that is there."""
 
+    writes = True  # whether this process is the one that writes it
+
     def __init__(self, path: Path):
         self.path = path
 

@@ -1,6 +1,7 @@
 """The verbs of the command line. Each puts the layers below together, and says what came of it."""
 
 import json as jsonlib
+import os
 import sys
 from collections.abc import Generator
 from contextlib import closing
@@ -18,6 +19,7 @@ from vitreous.infer.predictor import AnswerConfig
 from vitreous.training.journal import Journal
 from vitreous.training.recipe import TrainConfig
 
+DIVISIBLE = ("train", "eval", "predict")  # verbs whose work the processes of torchrun share
 DATA = (
     "A folder of class folders, a table (.csv, .tsv, .parquet), arrays (.npz), a .tar of class folders, or digits; "
     "shards (.tar, .parquet): a folder, a pattern or a URL of them; or hf://owner/name."
@@ -30,8 +32,18 @@ Run = Annotated[Positional[Path], arg(help="A run directory that train made, or 
 
 def run(name: str, words: list[str]) -> int:
     """Parses the words of a verb and runs it; returns the exit code."""
+    from vitreous.training.distributed import joined
+
     config = (OmitArgPrefixes, FlagCreatePairsOff, DisallowNone)
-    return tyro.cli(FUNCTIONS[name], args=words, prog=f"vitreous {name}", config=config)
+    with joined() as world:
+        if world.size > 1 and name not in DIVISIBLE:
+            raise InputError(f"this is the work of one process: torchrun is for {', '.join(DIVISIBLE)}")
+        return tyro.cli(FUNCTIONS[name], args=words, prog=f"vitreous {name}", config=config, console_outputs=speaks())
+
+
+def speaks() -> bool:
+    """Whether this process is the one that speaks: the first of those that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check(
@@ -94,23 +106,28 @@ def train(
             and resumed ends with the same bits. Exits with 1 where it does not.
         report: When it is trained, write report.html into the run directory, as vitreous report does.
     """
+    from vitreous.training.distributed import current
     from vitreous.training.train import resume_run, start_run
 
     journal = Journal(stderr=json)
     if verify_resume:
         if data is None or resume is not None or out is not None or report:
             raise InputError("--verify-resume keeps no run: expected DATA, and no --out, --resume or --report")
+        if current().size > 1:
+            raise InputError("--verify-resume is for one process: expected no torchrun")
         return _verify_resume(data, config, journal, json)
     if resume is not None:
-        if out is not None or config != TrainConfig():
+        if out is not None or config not in (TrainConfig(), TrainConfig(shard=True)):
             raise InputError(
                 "a run is resumed with the options it began with: expected --resume RUN, and DATA where it was moved"
             )
-        path = resume_run(resume, journal, data)
+        path = resume_run(resume, journal, data, config.shard)
     elif data is None:
         raise InputError("expected DATA to train on, or --resume RUN; see vitreous train --help")
     else:
         path = start_run(data, config, out, journal)
+    if not speaks():
+        return 0
     page = {"page": str(_write_report(journal, path, device=config.device))} if report else {}
     if json:
         summary = jsonlib.loads((path / "validation.json").read_text("utf-8"))["summary"]
@@ -159,8 +176,9 @@ def evaluate(
     """
     from vitreous.calibration import headline
     from vitreous.infer.predictor import evaluate, load
+    from vitreous.training.distributed import current
 
-    journal = Journal(stderr=json)
+    journal = current().journal(Journal(stderr=json))
     predictor = load(run, how)
     with journal.bar("evaluating", 1) as progress:
         result = evaluate(
@@ -173,6 +191,8 @@ def evaluate(
             say=journal.say,
             progress=progress,
         )
+    if not speaks():
+        return 0
     if figure is not None:
         from vitreous.training import figures
 
@@ -213,6 +233,7 @@ def predict(
     from vitreous.data.sources import open_pictures
     from vitreous.infer.predictor import load
     from vitreous.infer.tables import as_row, check_name, columns, keep_done, part_of, plain, write_rows
+    from vitreous.training.distributed import current
 
     if top < 1:
         raise InputError(f"--top {top}: expected 1 or more")
@@ -222,16 +243,25 @@ def predict(
         raise InputError("--skip-done goes on with a table: expected --out, the table that was begun")
     if not pictures:
         raise InputError("expected pictures, or folders of them")
-    journal = Journal(stderr=json)
+    world = current()
+    journal = world.journal(Journal(stderr=json))
     if out is not None and not skip_done and part_of(out).exists():
         journal.say(f"{part_of(out)}, of an interrupted predict, is begun anew; --skip-done would go on with it")
     predictor = load(run, how)
     source = open_pictures(pictures)
     if out is not None and skip_done:
-        done = keep_done(out, predictor.task, top)
-        left = [number for number, name in enumerate(source.names) if name not in done]
+
+        def not_done() -> list[int]:
+            done = keep_done(out, predictor.task, top)
+            return [number for number, name in enumerate(source.names) if name not in done]
+
+        left = world.agree(not_done)
         journal.say(f"{len(source) - len(left):,} of {len(source):,} pictures have their answers: skipped")
         source = source.only(left)
+    if not world.first:
+        for _ in predictor.answers(source, journal.say):
+            pass
+        return 0
     bad, faults = 0, []  # the first of the faults: there may be as many as pictures
 
     def rows() -> Generator[dict[str, Any], None, None]:

@@ -181,10 +181,10 @@ class Draws:
     mixes: bool  # whether targets become soft
 
     def slice(self, start: int, stop: int) -> "Draws":
-        """The draws of rows start to stop, which are whole cells of CELL rows (or run to the end of the batch)."""
-        size = len(self.share)
-        if start % CELL or (stop % CELL and stop != size) or not 0 <= start <= stop <= size:
-            raise ValueError(f"expected rows in whole cells of {CELL} within 0 to {size}; got {start} to {stop}")
+        """The draws of rows start to stop: where they mix, whole cells of CELL rows (or up to the end of the batch)."""
+        size, cell = len(self.share), CELL if self.mixes else 1
+        if start % cell or (stop % cell and stop != size) or not 0 <= start <= stop <= size:
+            raise ValueError(f"expected rows in whole cells of {cell} within 0 to {size}; got {start} to {stop}")
         rows = {f.name: getattr(self, f.name)[start:stop] for f in fields(self) if f.name != "mixes"}
         return replace(self, **rows)
 

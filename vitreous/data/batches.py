@@ -5,15 +5,17 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitreous.data.augment import AugmentConfig, augment
+from vitreous.data.augment import CELL, AugmentConfig, apply, draw
 from vitreous.data.preprocess import Size
 from vitreous.data.store import PixelStore, in_order
+from vitreous.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,22 @@ class Batch:
     pixels: Tensor
     targets: Tensor
     numbers: np.ndarray
+    rows: tuple[tuple[int, int], ...] = ()  # of the whole batch, from the first up to the last: each process's
+    rank: int = 0  # which process's these are
+
+    @property
+    def own(self) -> slice:
+        """The rows of the whole batch that these are."""
+        return slice(*self.rows[self.rank]) if self.rows else slice(0, len(self.pixels))
+
+    @property
+    def size(self) -> int:
+        """Pictures in the whole batch."""
+        return self.rows[-1][1] if self.rows else len(self.pixels)
+
+    def pieces(self, count: int) -> int:
+        """In how many pieces, at most `count`, each process can cut its rows."""
+        return min(count, *(stop - start for start, stop in self.rows or ((0, len(self.pixels)),)))
 
 
 class Order:
@@ -87,8 +105,29 @@ def coarser(size: Size, stride: Size) -> Size:
     return height, width
 
 
+def divide_rows(size: int, ranks: int, cell: int = 1) -> tuple[tuple[int, int], ...]:
+    """The rows, from the first up to the last, of a batch of `size` that each of several processes makes.
+
+    They are whole cells, and of no two processes' more than one cell apart. Raises `InputError` where there is not a
+    cell for each.
+    """
+    cells = -(-size // cell)
+    if cells < ranks:
+        mixed = f" (in cells of {cell}, within which mixup and cutmix pair pictures)" if cell > 1 else ""
+        raise InputError(
+            f"a batch of {size} pictures is too small for {ranks} processes{mixed}: "
+            f"expected --batch {ranks * cell} or more, or fewer processes"
+        )
+    ends = [min(size, cells * rank // ranks * cell) for rank in range(ranks + 1)]
+    return tuple(pairwise(ends))
+
+
 class TrainingBatches:
-    """Augmented batches of the training pictures by step: of the first `coarse_steps` at a `coarser` size."""
+    """Augmented batches of the training pictures by step: of the first `coarse_steps` at a `coarser` size.
+
+    Of several processes (`ranks`) each makes its own rows of the one batch of a step: its pictures, their order and how
+    they are varied are the same for any number of them.
+    """
 
     def __init__(
         self,
@@ -99,29 +138,35 @@ class TrainingBatches:
         classes: int | None,
         coarse_steps: int = 0,
         stride: Size = (1, 1),
+        rank: int = 0,
+        ranks: int = 1,
     ):
+        self.rank, self.ranks, self.cell = rank, ranks, CELL if config.mixup or config.cutmix else 1
         self.store, self.targets, self.order, self.config = store, torch.from_numpy(targets), order, config
         self.classes, self.coarse_steps, self.stride = classes, coarse_steps, stride
         self.mean = torch.tensor(store.spec.mean) * store.spec.scale
 
+    def check(self) -> None:
+        """Raises `InputError` where a batch has too few rows for so many processes."""
+        divide_rows(self.order.batch_size, self.ranks, self.cell)
+
     def make(self, step: int) -> Batch:
         """The batch of a step, the same whoever makes it and whenever."""
-        numbers = self.order.batch(step)
+        whole = self.order.batch(step)
+        rows = divide_rows(len(whole), self.ranks, self.cell)
+        first, stop = rows[self.rank]
+        numbers = whole[first:stop]
+        pixels = self.store.gather(numbers)
+        B, H, W, C = len(whole), *pixels.shape[1:]
         generator = torch.Generator().manual_seed(seed_of(self.order.seed, "augment", step))
-        pixels, targets = augment(
-            self.store.gather(numbers),
-            self.targets[numbers],
-            self.config,
-            generator,
-            mean=self.mean,
-            scale=self.store.spec.scale,
-            classes=self.classes,
-        )
+        draws = draw(self.config, (B, H, W, C), generator).slice(first, stop)
+        targets = self.targets[numbers]
+        pixels, targets = apply(pixels, targets, draws, self.mean, self.store.spec.scale, self.classes)
         pixels = self.store.spec.normalise(pixels)
         if step < self.coarse_steps:
             size = coarser((pixels.shape[2], pixels.shape[3]), self.stride)
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        return Batch(pixels, targets, numbers)
+        return Batch(pixels, targets, numbers, rows, self.rank)
 
     def steps(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
         """Batches of the steps from `start` up to `stop`; `workers` threads make them ahead, 0 makes them in place."""
@@ -129,9 +174,19 @@ class TrainingBatches:
 
 
 def plain_batches(
-    store: PixelStore, targets: np.ndarray, numbers: np.ndarray, batch: int, workers: int
+    store: PixelStore,
+    targets: np.ndarray,
+    numbers: np.ndarray,
+    batch: int,
+    workers: int,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Batch]:
-    """Batches for evaluation: every picture once, without augmentation, one size a batch."""
+    """Batches for evaluation: every picture once, without augmentation, one size a batch.
+
+    Several processes (`ranks`) take turns, and all make as many batches, since a model that is divided over them
+    answers in all at once: a batch that only fills up has pixels and no numbers.
+    """
     chunks = [
         members[start : start + batch]
         for which in range(len(store.spec.sizes))
@@ -140,11 +195,11 @@ def plain_batches(
     ]
 
     def make(chunk: int) -> Batch:
-        rows = chunks[chunk]
+        rows = chunks[chunk % len(chunks)]
         pixels = store.spec.normalise(store.gather(rows).permute(0, 3, 1, 2))
-        return Batch(pixels, torch.from_numpy(targets[rows]), rows)
+        return Batch(pixels, torch.from_numpy(targets[rows]), rows if chunk < len(chunks) else rows[:0])
 
-    return in_order(make, range(len(chunks)), workers)
+    return in_order(make, range(rank, -(-len(chunks) // ranks) * ranks, ranks), workers)
 
 
 def seed_of(seed: int, purpose: str, number: int) -> int:

@@ -26,12 +26,14 @@ from vitreous.data.store import in_order
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.agreement import Bar
+from vitreous.infer.division import divided
 from vitreous.infer.engines import Engine, TorchEngine, candidates, describe
 from vitreous.infer.files import is_export, open_export
 from vitreous.infer.pipeline import Answered, outputs_in_order, reader
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import VisionTransformer, count_macs
 from vitreous.rundir import RunDir
+from vitreous.training.distributed import current
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads
 
 Picture = str | os.PathLike | np.ndarray
@@ -114,7 +116,9 @@ class Predictor:
     ):
         """Of a run directory, or with the `engine` of an exported file and the `columns` that its targets stood in."""
         self.spec, self.task, self.calibration, self.options = spec, task, calibration, options
-        self.device, self.batch, self.threads = choose_device(options.device), BATCH, choose_threads(None)
+        self.world = current()
+        self.device = self.world.use(choose_device(options.device))
+        self.batch, self.threads = BATCH, choose_threads(None)
         self._run, self._engine, self.columns = run, engine, columns or {}
         self.converted: dict[str, Any] = {}  # graphs by format, while engines are made of them
         self.settled = engine is not None  # whether the engine is chosen for good
@@ -195,11 +199,19 @@ class Predictor:
                     yield self.prediction(source.names[number], answer, faults.get(number, ""))
 
     def answers(self, source: Source, say: Callable[[str], None] = print) -> Generator[Answered, None, None]:
-        """As they come, in order: numbers of pictures, answers (n, K), NaN where there is a fault, and the faults."""
-        if not self.settled and self._pays(len(source)):
+        """As they come, in order: numbers of pictures, answers (n, K), NaN where there is a fault, and the faults.
+
+        The processes of torchrun each answer a part, and all get all answers.
+        """
+        if not self.settled and self.world.agree(lambda: self._pays(len(source))):
+            self.world.agree(lambda: self.settle(say))  # measured once; the others find what was chosen
             self.settle(say)
         elif not self.settled and len(source) > self.batch:
             say(f"engine: {describe(self.engine)}; where there is more to do, a faster one is looked for")
+        own = self._own_answers
+        return own(source) if self.world.size == 1 else divided(own, source, self.task.outputs, self.batch, self.world)
+
+    def _own_answers(self, source: Source) -> Generator[Answered, None, None]:
         pictures = outputs_in_order(
             len(source),
             reader(source, self.spec),
@@ -347,7 +359,7 @@ def evaluate(
     )
     if target:
         source = source.renamed(predictor.task.columns)
-    source = source.only(_scored(predictor, source, split, say))
+    source = source.only(predictor.world.agree(lambda: _scored(predictor, source, split, say)))
     predictor.task.encode(source.columns, source.names)  # a fault in the targets shows before the work
     chunks, faults = [], {}
     for numbers, answers, more in predictor.answers(source, say):

@@ -109,13 +109,29 @@ class DropPath(nn.Module):
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
+        self.draws: Tensor | None = None  # (B,) numbers from 0 to 1 for the next pass, of whoever has drawn them before
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         if not self.training or not self.rate:
             return tokens
-        kept = torch.rand(len(tokens), 1, 1, device=tokens.device) >= self.rate
-        return tokens * kept / (1 - self.rate)
+        draws, self.draws = self.draws, None
+        if draws is None:
+            draws = torch.rand(len(tokens), device=tokens.device)
+        return tokens * (draws >= self.rate)[:, None, None] / (1 - self.rate)
+
+
+def draw_paths(model: nn.Module, pictures: int, generator: torch.Generator) -> Tensor:
+    """(pictures, paths) random numbers, one for every branch that may be left out, for `set_paths`."""
+    paths = sum(isinstance(module, DropPath) for module in model.modules())
+    return torch.rand(pictures, paths, generator=generator)
+
+
+def set_paths(model: nn.Module, draws: Tensor) -> None:
+    """Decides by these draws (B, paths) which branches the next pass of so many pictures leaves out."""
+    drops = (module for module in model.modules() if isinstance(module, DropPath))
+    for module, column in zip(drops, draws.unbind(1), strict=True):
+        module.draws = column
 
 
 class EncoderBlock(nn.Module):

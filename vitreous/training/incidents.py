@@ -21,14 +21,14 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of a cell that a spread
 
 
 class Incidents:
-    """The rows of incidents.csv. The file appears with the first of them."""
+    """The rows of incidents.csv. The file appears with the first of them; `mute` writes none."""
 
-    def __init__(self, folder: Path):
-        self.path = folder / "incidents.csv"
+    def __init__(self, folder: Path, mute: bool = False):
+        self.path, self.mute = folder / "incidents.csv", mute
 
     def keep(self, count: int) -> None:
         """Drops the rows after the first `count`: a run that goes on from a checkpoint comes to them again."""
-        if not self.path.exists():
+        if self.mute or not self.path.exists():
             return
         with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             rows = list(csv.reader(file))[1 : count + 1]
@@ -49,6 +49,8 @@ class Incidents:
         """Adds a row: the step, what happened, its numbers, the learning rate, the pictures that stand out in the batch
         and all of them, a name a line.
         """
+        if self.mute:
+            return
         numbers = [f"{number:.9g}" for number in vital] if vital else ["", "", ""]
         names = [_plain("\n".join(some)) for some in (suspects, pictures)]
         row = [step, what, *numbers, "" if rate is None else f"{rate:.9g}", *names]

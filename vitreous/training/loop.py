@@ -15,8 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 from vitreous import metrics
 from vitreous.data.batches import Batch, Order, TrainingBatches, plain_batches, seed_of
 from vitreous.errors import InputError
+from vitreous.model.encoder import draw_paths, set_paths
 from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import Checkpoint, RunDir
+from vitreous.training.distributed import ALONE, World
 from vitreous.training.health import (
     WINDOW,
     Vital,
@@ -38,6 +40,7 @@ from vitreous.training.optim import (
     restore_state,
     state_of,
 )
+from vitreous.training.parallel import average_gradients, divide, gathered, unless_last, whole, without_gradients
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
 
@@ -85,27 +88,45 @@ class Progress:
 class Learner:
     """What a step changes: the model, its moving average, the optimizers, and the progress; and how."""
 
-    def __init__(self, model: VisionTransformer, job: Job, plan: Plan, interruption: Interruption | None = None):
-        self.plan, self.device = plan, torch.device(plan.device)
+    def __init__(
+        self,
+        model: VisionTransformer,
+        job: Job,
+        plan: Plan,
+        interruption: Interruption | None = None,
+        world: World = ALONE,
+    ):
+        self.plan, self.device, self.world = plan, torch.device(plan.device), world
         self.criterion = make_criterion(job.task, plan.smoothing, class_weights(job, plan))
         self.guessing = loss_of_guessing(job.task)
         self.model = model.to(self.device).train()
+        world.spread(model.state_dict())
         self.average: AveragedModel = make_average(model, plan.ema)
+        self.divided = plan.shard and world.size > 1
+        if self.divided:
+            divide(model, world, self.device)
+            divide(self.average.module, world, self.device)
         self.optimizers = make_optimizers(
             model, plan.optimizer, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze
         )
-        self.lanes = Lanes(plan.threads, self.device, 1 if model.config.drop_path else None, aside=True)
-        self.replicas = replicas(self.model, self.lanes.count)
+        self.lanes = Lanes(plan.threads, self.device, 1 if world.size > 1 else None, aside=True)
+        joins = world.size > 1 and not self.divided
+        self.replicas = [average_gradients(model)] if joins else replicas(self.model, self.lanes.count)
         self.interruption = interruption or Interruption()
         self.progress = Progress()
         self.whole = True  # not while an update is being made
         self.started = self.saved = time.perf_counter()
 
+    def clock(self) -> float:
+        """Seconds that the run has trained for, by the first process's clock."""
+        return self.world.of_first(time.perf_counter() - self.started)
+
     def checkpoint(self) -> Checkpoint:
-        """The whole state."""
+        """The whole state; of several processes the first has the tensors."""
         self.progress.seconds = time.perf_counter() - self.started
         values = dataclasses.asdict(self.progress)
-        return Checkpoint(values.pop("step"), state_of(self.model, self.average, self.optimizers), values)
+        tensors = gathered(state_of(self.model, self.average, self.optimizers), self.world.first)
+        return Checkpoint(values.pop("step"), tensors, values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back, or on, to a checkpoint."""
@@ -113,17 +134,23 @@ class Learner:
         values = {**checkpoint.values, "recent": [Vital(*seen) for seen in checkpoint.values.get("recent", ())]}
         self.progress = Progress(step=checkpoint.step, **values)
 
-    def save(self, run: RunDir, *, planned: bool = False) -> bool:
-        """Writes a checkpoint; `planned`: one to go back to. False, and none, where the state is not finite."""
+    def save(self, run: RunDir, *, planned: bool = False, alone: bool = False) -> bool:
+        """Writes a checkpoint; `planned`: one to go back to. False, and none, where the state is not finite. `alone`
+        does it without the other processes.
+        """
         at, before = self.progress, self.progress.anchor
         at.anchor = at.step if planned else before
         checkpoint = self.checkpoint()
-        if not all_finite(checkpoint.tensors):
+        if not (all_finite(checkpoint.tensors) if alone else self.is_finite(checkpoint)):
             at.anchor = before
             return False
         run.save(checkpoint, keep=(before, at.anchor))
         self.saved = time.perf_counter()
         return True
+
+    def is_finite(self, checkpoint: Checkpoint) -> bool:
+        """Whether every number of the state is finite, as the process that has it finds."""
+        return not self.world.any(not all_finite(checkpoint.tensors))
 
 
 def fit(
@@ -133,6 +160,7 @@ def fit(
     run: RunDir,
     journal: Journal,
     interruption: Interruption | None = None,
+    world: World = ALONE,
 ) -> nn.Module:
     """Trains to the plan's last step, from the newest checkpoint of the run where there is one. A run of minutes is
     timed now and then, and its last step moved.
@@ -142,22 +170,22 @@ def fit(
     rate. Raises `InputError` where that does not help, and `StepError` where a step cannot be computed. A signal ends
     it, with a checkpoint of the last step that was made.
     """
-    learner = Learner(model, job, plan, interruption)
+    learner = Learner(model, job, plan, interruption, world)
     names = job.store.source.names
     if checkpoint := run.newest(journal.say):
         learner.restore(checkpoint)
     else:
         run.save(learner.checkpoint())
     journal.settle(run.path, read_rows(run.path, learner.progress.step))
-    incidents = Incidents(run.path)
+    incidents = Incidents(run.path, mute=not world.first)
     incidents.keep(learner.progress.incidents)
     learner.started -= learner.progress.seconds
 
     try:
         while (at := learner.progress).step < (plan := learner.plan).steps or at.owed:
-            batches, order = training_batches(job, plan)
+            batches, order = training_batches(job, plan, world=world)
             rows = row_steps(order, plan)
-            since = Mark(at.step, time.perf_counter() - learner.started)
+            since = Mark(at.step, learner.clock())
             with journal.bar("training", plan.steps, at.step) as bar:
                 if at.owed and not finish_step(learner, job, order, rows, run, journal, incidents):
                     continue
@@ -174,6 +202,7 @@ def fit(
                         break
                     bar(at.step)
                     if at.step in rows or at.step % math.ceil(plan.steps / LOOKS) == 0:
+                        at.seconds = learner.clock()
                         learner.plan = keep_to_budget(learner, order, since, at.step in rows, run, journal)
                         if learner.plan is not plan:
                             break
@@ -186,9 +215,13 @@ def fit(
 
 
 def keep_what_is_done(learner: Learner, run: RunDir, journal: Journal) -> None:
-    """Writes a checkpoint of the last step that was made, before training is left."""
+    """Writes a checkpoint of the last step that was made, before training is left. Of several processes the first does,
+    by itself, where it has the whole state: the others may be anywhere.
+    """
+    if learner.divided or not learner.world.first:
+        return
     try:
-        if learner.whole and learner.save(run):
+        if learner.whole and learner.save(run, alone=True):
             journal.say(f"step {learner.progress.step:,} is saved")
     except (OSError, MemoryError) as fault:
         journal.say(f"what was done since the last checkpoint cannot be saved: {fault}")
@@ -210,7 +243,7 @@ def finish_step(
     lost = at.refused >= PATIENCE or diverged(at.recent, learner.guessing)
     row = measure(learner, job, order) if at.step in rows and not lost else None
     with learner.interruption.held():
-        at.seconds = time.perf_counter() - learner.started
+        at.seconds = learner.clock()
         at.owed = False
         if row:
             journal.row(row)
@@ -218,11 +251,12 @@ def finish_step(
             at.loss_sum, at.loss_count = 0.0, 0
         planned = at.step % plan.save_every == 0 if plan.save_every else at.step in rows
         planned = planned or at.step == plan.steps
-        timely = bool(plan.save_seconds) and time.perf_counter() - learner.saved >= plan.save_seconds
+        since = learner.world.of_first(time.perf_counter() - learner.saved) if plan.save_seconds else 0.0
+        timely = bool(plan.save_seconds) and since >= plan.save_seconds
         if not lost and not at.refused and (planned or timely):
             lost = not learner.save(run, planned=planned)
         elif at.step == plan.steps and at.refused:
-            lost = lost or not all_finite(learner.checkpoint().tensors)
+            lost = lost or not learner.is_finite(learner.checkpoint())
         if lost:
             retreat(learner, run, journal, incidents)
             journal.settle(run.path, read_rows(run.path, learner.progress.step))
@@ -258,23 +292,31 @@ def update(learner: Learner, batch: Batch) -> tuple[float, bool]:
 def gradient(learner: Learner, batch: Batch) -> Vital:
     """Computes the gradient of a batch, clipped; the state stays what it is."""
     plan, device = learner.plan, learner.device
-    if learner.model.config.drop_path:  # its choices follow from the seed and the step, as all others do
-        torch.manual_seed(seed_of(plan.seed, "drop path", learner.progress.step))
+    # Which branches a picture's pass leaves out follows from the seed, the step, and its row in the whole batch.
+    generator = torch.Generator().manual_seed(seed_of(plan.seed, "drop path", learner.progress.step))
+    paths = draw_paths(learner.model, batch.size, generator)[batch.own]
+    ranks = learner.world.size
 
-    def learn(model: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
+    def learn(model: nn.Module, pixels: Tensor, targets: Tensor, paths: Tensor) -> Tensor:
+        set_paths(model, paths.to(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
             outputs = model(pixels.to(device, non_blocking=True))
-        loss = learner.criterion(outputs, targets.to(device, non_blocking=True)) * (len(pixels) / len(batch.pixels))
-        loss.backward()
+        loss = learner.criterion(outputs, targets.to(device, non_blocking=True)) * (len(pixels) / batch.size)
+        (loss * ranks if ranks > 1 else loss).backward()  # gradients are averaged over the processes
         return loss.detach()
 
     total = torch.zeros((), device=device)
-    for piece in zip(batch.pixels.chunk(plan.accumulate), batch.targets.chunk(plan.accumulate), strict=True):
+    pieces = batch.pieces(plan.accumulate)
+    split = (tensor.tensor_split(pieces) for tensor in (batch.pixels, batch.targets, paths))
+    for number, piece in enumerate(zip(*split, strict=True), 1):
         parts = (tensor.chunk(learner.lanes.count) for tensor in piece)
-        total += torch.stack(learner.lanes.map(learn, learner.replicas, *parts)).sum()
+        with unless_last(learner.replicas[0], number == pieces):
+            total += torch.stack(learner.lanes.map(learn, learner.replicas, *parts)).sum()
     join_gradients(learner.replicas)
-    norm = nn.utils.clip_grad_norm_(learner.model.parameters(), plan.clip, foreach=True)
-    return Vital(float(total), float(norm), size_of(batch.pixels))
+    norm = whole(nn.utils.clip_grad_norm_(learner.model.parameters(), plan.clip, foreach=True))
+    squares = size_of(batch.pixels) ** 2 * (len(batch.pixels) / batch.size)
+    loss, squares = learner.world.sum(torch.tensor([float(total), squares], dtype=torch.float64)).tolist()
+    return Vital(loss, float(norm), math.sqrt(squares))
 
 
 def make_update(learner: Learner, vital: Vital) -> str:
@@ -306,7 +348,8 @@ def report(
     """Says, and writes to incidents.csv, why an update is not made, and which pictures it would have come from."""
     at = learner.progress
     pictures = [names[int(i)] for i in batch.numbers]
-    odd = [pictures[row] for row in suspects(batch.pixels, batch.targets)]
+    odd = learner.world.together([pictures[row] for row in suspects(batch.pixels, batch.targets)])
+    pictures = learner.world.together(pictures)
     rate = learner.plan.rate(at.step) * at.rate_scale
     at.incidents += 1
     incidents.add(at.step + 1, wrong, vital, rate, odd, pictures)
@@ -342,7 +385,8 @@ def retreat(learner: Learner, run: RunDir, journal: Journal, incidents: Incident
 def measure(learner: Learner, job: Job, order: Order) -> dict[str, float]:
     """A row of metrics, from the moving average on the validation pictures."""
     at, plan, device = learner.progress, learner.plan, learner.device
-    outputs, targets = outputs_on(learner.average.module, job, job.validation, plan, plan.precision, learner.lanes)
+    model, world = learner.average.module, learner.world
+    outputs, targets = outputs_on(model, job, job.validation, plan, plan.precision, learner.lanes, world)
     loss = learner.criterion(torch.from_numpy(outputs).to(device), torch.from_numpy(targets).to(device))
     return {
         "epoch": order.epochs_at(at.step),
@@ -369,14 +413,26 @@ def headline_of(job: Job, outputs: np.ndarray, targets: np.ndarray) -> float:
 
 
 def outputs_on(
-    model: nn.Module, job: Job, numbers: np.ndarray, plan: Plan, precision: str, lanes: Lanes | None = None
+    model: nn.Module,
+    job: Job,
+    numbers: np.ndarray,
+    plan: Plan,
+    precision: str,
+    lanes: Lanes | None = None,
+    world: World = ALONE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n, outputs) float32 of the model on these pictures, and their targets, in the order of `numbers`."""
-    batches = plain_batches(job.store, job.targets, numbers, plan.batch, workers=0)
+    """(n, outputs) float32 of the model on these pictures, and their targets, in the order of `numbers`.
+
+    Several processes each answer a part, and all have all answers.
+    """
+    batch = -(-plan.batch // world.size)
+    batches = plain_batches(job.store, job.targets, numbers, batch, 0, world.rank, world.size)
     lanes = lanes or Lanes(plan.threads, torch.device(plan.device), 1, aside=True)
     outputs, order = run_model(model, batches, precision, lanes)
-    back = np.argsort(order)[np.argsort(np.argsort(numbers))]
-    return outputs[back], job.targets[numbers]
+    places = np.argsort(numbers)[np.searchsorted(np.sort(numbers), order)]
+    answers = torch.zeros(len(numbers), outputs.shape[1])
+    answers[torch.from_numpy(places)] = torch.from_numpy(outputs)
+    return world.sum(answers).numpy(), job.targets[numbers]
 
 
 def run_model(
@@ -386,12 +442,13 @@ def run_model(
     device = lanes.device
 
     def answer(pixels: Tensor) -> Tensor:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with without_gradients(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return model(pixels.to(device)).float().cpu()
 
     outputs, numbers = [], []
     for batch in batches:
-        outputs += lanes.map(answer, batch.pixels.chunk(lanes.count))
+        answers = torch.cat(lanes.map(answer, batch.pixels.chunk(lanes.count)))
+        outputs.append(answers[: len(batch.numbers)])  # none of a batch that only fills up
         numbers.append(batch.numbers)
     return torch.cat(outputs).numpy(), np.concatenate(numbers)
 
@@ -405,8 +462,10 @@ def next_batch(steps: Iterator[Batch], step: int, order: Order, names: Sequence[
             raise
 
 
-def training_batches(job: Job, plan: Plan, coarse_steps: int | None = None) -> tuple[TrainingBatches, Order]:
-    """The augmented batches of the plan, and their order."""
+def training_batches(
+    job: Job, plan: Plan, coarse_steps: int | None = None, world: World = ALONE
+) -> tuple[TrainingBatches, Order]:
+    """The augmented batches of the plan, of several processes this one's rows of each, and their order."""
     weights = None
     if plan.balance == "sampling" and job.task.kind == "classification":
         counts = np.bincount(job.targets[job.training], minlength=job.task.outputs)
@@ -416,7 +475,8 @@ def training_batches(job: Job, plan: Plan, coarse_steps: int | None = None) -> t
     order = Order(groups, plan.batch, plan.seed, weights)
     classes = job.task.outputs if job.task.kind == "classification" else None
     coarse = plan.coarse_steps if coarse_steps is None else coarse_steps
-    batches = TrainingBatches(job.store, job.targets, order, plan.augmentation, classes, coarse, job.model.stride)
+    sizes, part = (coarse, job.model.stride), (world.rank, world.size)
+    batches = TrainingBatches(job.store, job.targets, order, plan.augmentation, classes, *sizes, *part)
     return batches, order
 
 

@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vitreous.data.targets import Task
 from vitreous.model.stem import Convolution
 from vitreous.model.vit import VisionTransformer
+from vitreous.training.parallel import divided_like
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -105,14 +106,16 @@ def state_of(model: nn.Module, average: AveragedModel, optimizers: list[torch.op
 def restore_state(
     tensors: dict[str, Tensor], model: nn.Module, average: AveragedModel, optimizers: list[torch.optim.Optimizer]
 ) -> None:
-    """Puts back what `state_of` gave."""
+    """Puts back what `state_of` gave, whole tensors also where the model is divided over processes."""
     part = lambda prefix: {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}  # noqa: E731
-    model.load_state_dict(part("model."))
-    average.module.load_state_dict(part("average."))
+    for module, prefix in ((model, "model."), (average.module, "average.")):
+        own = module.state_dict()
+        module.load_state_dict({name: divided_like(tensor, own[name]) for name, tensor in part(prefix).items()})
     average.n_averaged.copy_(tensors["averaged"])  # pyright: ignore[reportCallIssue]
     for number, optimizer in enumerate(optimizers):
         moments: dict[int, dict[str, Tensor]] = {}
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for name, tensor in part(f"optimizer.{number}.").items():
             index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor.clone()
+            moments.setdefault(int(index), {})[key] = divided_like(tensor, parameters[int(index)]).clone()
         optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})

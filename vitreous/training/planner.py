@@ -11,6 +11,7 @@ import torch
 from vitreous.data.augment import AugmentConfig, resolve
 from vitreous.data.batches import Order, TrainingBatches
 from vitreous.model.vit import VisionTransformer
+from vitreous.training.distributed import ALONE, World
 from vitreous.training.loop import Learner, outputs_on, training_batches, update
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import (
@@ -36,10 +37,15 @@ TIMED_SECONDS = {"epochs": 1.0, "minutes": 4.0}  # that the timing of the first 
 
 
 def make_plan(
-    job: Job, config: TrainConfig, model: VisionTransformer, device: torch.device, spent: float = 0.0
+    job: Job,
+    config: TrainConfig,
+    model: VisionTransformer,
+    device: torch.device,
+    spent: float = 0.0,
+    world: World = ALONE,
 ) -> Plan:
     """All that the run depends on. With `minutes` the number of steps follows from a short timing; `spent` are seconds
-    of them that are gone.
+    of them that are gone. Several processes make the timed steps together, and follow the first one's plan.
     """
     batch = min(config.batch or choose_batch(len(job.training)), len(job.training))
     recipe = RECIPES["paper" if config.init else config.recipe]
@@ -75,9 +81,11 @@ def make_plan(
         pace=Pace(0.0, 0.0, 0.0),
         seconds=0.0,
         torch=torch.__version__,
+        ranks=world.size,
+        shard=config.shard,
     )
     began = time.perf_counter()
-    pace = _timed(job, draft, model, TIMED_SECONDS["epochs" if config.epochs else "minutes"])
+    pace = _timed(job, draft, model, TIMED_SECONDS["epochs" if config.epochs else "minutes"], world)
     order = training_batches(job, draft)[1]
     plan = dataclasses.replace(draft, batch=order.batch_size, pace=pace)
     if config.epochs:
@@ -89,7 +97,7 @@ def make_plan(
             plan = plan.retimed(0, 0.0, 1.0, order.steps_before(_row_every(job, order, plan.steps)))
     row_every = _row_every(job, order, plan.steps)
     epochs = order.epochs_at(plan.steps)
-    return dataclasses.replace(
+    plan = dataclasses.replace(
         plan,
         epochs=epochs,
         augmentation=_augmentation(job, config, often=epochs >= OFTEN),
@@ -97,6 +105,7 @@ def make_plan(
         row_every=row_every,
         seconds=round(plan.predicted(0, plan.steps, epochs // row_every + 1), 1),
     )
+    return plan if world.size == 1 else Plan.from_json(world.agree(plan.to_json))
 
 
 def _augmentation(job: Job, config: TrainConfig, often: bool) -> AugmentConfig:
@@ -120,23 +129,23 @@ def _coarse(job: Job, config: TrainConfig, recipe: Recipe) -> float:
     return recipe.coarse if enough else 0.0
 
 
-def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float) -> Pace:
+def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float, world: World) -> Pace:
     """Some real steps, coarse ones and whole, and a validation on two batches, with a copy that is thrown away."""
-    learner = Learner(copy.deepcopy(model), job, plan)
+    learner = Learner(copy.deepcopy(model), job, plan, world=world)
     kinds = [(plan.coarse, MOST_TIMED), (1 - plan.coarse, 0)]  # all timed steps coarse, then none
     coarse, whole = (
-        _time_of_step(learner, training_batches(job, plan, coarse_steps)[0], share * seconds) if share else 0.0
+        _time_of_step(learner, training_batches(job, plan, coarse_steps, world)[0], share * seconds) if share else 0.0
         for share, coarse_steps in kinds
     )
     sample = job.validation[: 2 * plan.batch]
     start = time.perf_counter()
-    outputs_on(learner.model, job, sample, plan, plan.precision, learner.lanes)
+    outputs_on(learner.model, job, sample, plan, plan.precision, learner.lanes, world)
     return Pace(coarse, whole, (time.perf_counter() - start) * len(job.validation) / len(sample))
 
 
 def _time_of_step(learner: Learner, batches: TrainingBatches, seconds: float) -> float:
     times, until = [], time.perf_counter() + seconds
-    while len(times) < 5 or (len(times) < MOST_TIMED and time.perf_counter() < until):
+    while len(times) < 5 or (len(times) < MOST_TIMED and learner.world.of_first(until - time.perf_counter()) > 0):
         start = time.perf_counter()
         update(learner, batches.make(len(times)))
         times.append(time.perf_counter() - start)

@@ -3,9 +3,10 @@
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -21,10 +22,12 @@ from vitreous.data.targets import Task, describe, infer_task
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.rundir import RunDir, SplitRow
+from vitreous.training.distributed import World
 from vitreous.training.journal import Journal
 from vitreous.training.recipe import TrainConfig, choose_model, choose_threads, choose_validation
 
 SHRINK_WORTH_A_WORD = 4.0
+CHANGED = "changed since the run began; these pictures are"
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,24 @@ class Job:
     training: np.ndarray
     validation: np.ndarray
     split: list[SplitRow]
+    shapes: list[Size]  # of the pictures in the store, as they are in their files
 
     @property
     def main_size(self) -> Size:
         """The size (height, width) that most pictures take."""
         return self.spec.sizes[int(np.bincount(self.store.which).argmax())]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, of which another process makes the same job."""
+        return {
+            "data": self.store.source.location,
+            "split": [[row.path, row.digest, row.split] for row in self.split],
+            "shapes": self.shapes,
+            "task": self.task.to_json(),
+            "input": self.spec.to_json(),
+            "model": self.model.to_json(),
+            "cached": self.store.arrays is not None,
+        }
 
 
 @dataclass(frozen=True)
@@ -148,40 +164,94 @@ def prepare_again(run: RunDir, journal: Journal, data: str | Path | None = None)
             f"the pictures of the run are gone from {place}; where they lie elsewhere now: "
             f"vitreous train DATA --resume {run.path}"
         )
-    source = open_source(place, target=config.target, path_column=config.path_column, group=config.group)
-    split, changed = run.read_split(), f"{source.location} changed since the run began; these pictures are"
-    places = {name: i for i, name in enumerate(source.names)}
-    if missing := [row.path for row in split if row.path not in places]:
-        raise InputError.listing(f"{changed} gone:", missing)
-    source = source.only([places[row.path] for row in split])
+    split = run.read_split()
+    source = _in_order_of(split, place, config)
     found = _scan(source, config, journal)
     if others := [row.path for row, digest in zip(split, found.digests, strict=True) if row.digest != digest]:
-        raise InputError.listing(f"{changed} others now:", others)
+        raise InputError.listing(f"{source.location} {CHANGED} others now:", others)
     task = run.parsed("config.json", "task", Task.from_json)
     spec = run.parsed("config.json", "input", InputSpec.from_json)
     model = run.parsed("config.json", "model", ModelConfig.from_json)
     return _job(Survey(source, found, split, task, spec, model), config, journal)
 
 
+def _prepare_alike(values: dict[str, Any], config: TrainConfig, journal: Journal) -> Job:
+    """The job that another process of the run has prepared: its pictures are neither examined nor decoded again where
+    the cache has them.
+    """
+    split = [SplitRow(*row) for row in values["split"]]
+    source = _in_order_of(split, values["data"], config)
+    parts = (
+        Task.from_json(values["task"]),
+        InputSpec.from_json(values["input"]),
+        ModelConfig.from_json(values["model"]),
+    )
+    shapes = [(height, width) for height, width in values["shapes"]]
+    return _assembled(source, split, shapes, *parts, config, journal, decode=values["cached"])
+
+
+def prepare_together(make: Callable[[], Job], config: TrainConfig, journal: Journal, world: World) -> Job:
+    """The job that the first process makes, in all: it alone examines the data, and says what is wrong with it."""
+    if world.size == 1:
+        return make()
+    made: list[Job] = []
+
+    def described() -> dict[str, Any]:
+        made.append(make())
+        return made[0].to_json()
+
+    values = world.agree(described)
+    return world.in_turn(lambda: made[0] if made else _prepare_alike(values, config, journal))
+
+
+def _in_order_of(split: list[SplitRow], place: str | Path, config: TrainConfig) -> Source:
+    """The pictures of a split in a place. Raises `InputError` where some are gone."""
+    source = open_source(place, target=config.target, path_column=config.path_column, group=config.group)
+    places = {name: i for i, name in enumerate(source.names)}
+    if missing := [row.path for row in split if row.path not in places]:
+        raise InputError.listing(f"{source.location} {CHANGED} gone:", missing)
+    return source.only([places[row.path] for row in split])
+
+
 def _job(survey: Survey, config: TrainConfig, journal: Journal) -> Job:
-    splits = np.array([row.split for row in survey.split])
-    used = np.flatnonzero(splits != "test")
-    part, task = survey.source.only(used), survey.task
+    used = np.flatnonzero(np.array([row.split for row in survey.split]) != "test")
     shapes = [(fact.height, fact.width) for fact in _facts(survey.found, used)]
-    digests = [survey.found.digests[i] for i in used]
-    threads = choose_threads(config.threads)
-    with journal.bar("decoding", len(part)) as progress:
-        store = open_store(part, survey.spec, shapes, digests, config.cache, threads, journal.say, progress)
+    parts = (survey.task, survey.spec, survey.model)
+    return _assembled(survey.source, survey.split, shapes, *parts, config, journal)
+
+
+def _assembled(
+    source: Source,
+    split: list[SplitRow],
+    shapes: list[Size],
+    task: Task,
+    spec: InputSpec,
+    model: ModelConfig,
+    config: TrainConfig,
+    journal: Journal,
+    decode: bool = True,
+) -> Job:
+    """The job of what was found and chosen. `decode` fills the cache, where it is not filled yet."""
+    splits = np.array([row.split for row in split])
+    used = np.flatnonzero(splits != "test")
+    part = source.only(used)
+    if decode:
+        digests, threads = [split[i].digest for i in used], choose_threads(config.threads)
+        with journal.bar("decoding", len(part)) as progress:
+            store = open_store(part, spec, shapes, digests, config.cache, threads, journal.say, progress)
+    else:
+        store = PixelStore(part, spec, shapes, None)
     targets = task.encode(part.columns, part.names)
     return Job(
         task=task,
-        spec=survey.spec,
-        model=survey.model,
+        spec=spec,
+        model=model,
         store=store,
         targets=task.standardise(targets) if task.kind == "regression" else targets,
         training=np.flatnonzero(splits[used] == "train"),
         validation=np.flatnonzero(splits[used] == "validation"),
-        split=survey.split,
+        split=split,
+        shapes=shapes,
     )
 
 

@@ -131,13 +131,15 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # auto: a GPU where there is one
     device: str = "auto"
-    # CPU threads; default: all cores
+    # CPU threads of a process; default: all cores, which the processes of torchrun share
     threads: int | None = None
     # Threads that make batches ahead, 0: none; the result is the same
     workers: int | None = None
     # Between checkpoints: steps (500), or time beside those with every row of metrics (5min, 90s, 1h); default: with
     # every row
     save_every: str | None = None
+    # Divide the model over the processes of torchrun, for one that does not fit (FSDP2); else each has it whole (DDP)
+    shard: bool = False
 
     def check(self) -> None:
         """Raises `InputError` that lists every option out of its range."""
@@ -269,6 +271,8 @@ class Plan:
     seconds: float  # estimate of the training time, by the first timing
     torch: str
     save_seconds: float = 0.0  # between further checkpoints, by the clock; 0: none
+    ranks: int = 1  # processes that it began with
+    shard: bool = False  # whether they divide the model
 
     @property
     def steps(self) -> int:
@@ -442,10 +446,11 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def choose_threads(threads: int | None) -> int:
-    """The threads that were asked for, or one a core that this process may use."""
+    """The threads that were asked for, or one a core that this process may use: of torchrun's, each has its share."""
     if threads:
         return threads
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def size_text(size: str | int | tuple[int, int]) -> str:

@@ -1,6 +1,8 @@
 """train: from data, or from a run that was interrupted, to a finished run directory."""
 
 import dataclasses
+import json
+import os
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,13 +24,17 @@ from vitreous.model.vit import VisionTransformer, build, count_macs, count_param
 from vitreous.model.weights import adapt, import_weights
 from vitreous.rundir import FORMAT, RunDir, discard
 from vitreous.training import figures, gallery
+from vitreous.training.distributed import ALONE, World, joined, restarted
 from vitreous.training.incidents import StepError
 from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, clock
 from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
+from vitreous.training.parallel import gathered
 from vitreous.training.planner import make_plan
-from vitreous.training.prepare import Job, Origin, prepare, prepare_again
+from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
+
+FIRST_FILES = {"last", "split.csv", "plan.json", "config.json", "initial.safetensors", "batch.png"}  # before any step
 
 
 def train(
@@ -53,16 +59,24 @@ def train(
 
 
 def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, journal: Journal) -> Path:
-    """Trains on data, into `out` or a new folder in runs/. Returns the run directory."""
-    RunDir.check_free(out if out is not None else Path("runs") / "new")
-    with Interruption() as interruption:
-        start = set_up(data, config, journal)
-        run = RunDir.create(out if out is not None else _name(str(data), start.job))
+    """Trains on data, into `out` or a new folder in runs/, in all processes of torchrun. Returns the run directory.
+
+    Where torchrun has started them again, the run that they had begun goes on.
+    """
+    with joined() as world, Interruption() as interruption:
+        journal = world.journal(journal)
+        if world.size > 1 and world.agree(lambda: _was_begun(config, out)):
+            assert out is not None
+            return _go_on(out, journal, None, config.shard, interruption, world)
+        world.agree(lambda: RunDir.check_free(out if out is not None else Path("runs") / "new"))
+        start = set_up(data, config, journal, world)
+        path = world.agree(lambda: str(RunDir.create(out if out is not None else _name(str(data), start.job)).path))
+        run = world.run(path)
         try:
             write_start(start, config, run)
-            return _fit_and_finish(start.job, start.plan, start.model, run, journal, interruption)
+            return _fit_and_finish(start.job, start.plan, start.model, run, journal, interruption, world)
         except BaseException:
-            if not any(run.path.glob("last/step-*")):  # nothing that could be resumed
+            if world.first and not any(run.path.glob("last/step-*")):  # nothing that could be resumed
                 discard(run.path)
             raise
 
@@ -77,26 +91,35 @@ class Start:
     initial: bool  # whether its weights are those of a model that was trained before
 
 
-def set_up(data: str | Path, config: TrainConfig, journal: Journal) -> Start:
+def set_up(data: str | Path, config: TrainConfig, journal: Journal, world: World = ALONE) -> Start:
     """Data and options to what a run begins with; nothing is written but the cache."""
     config.check()
     torch.set_num_threads(choose_threads(config.threads))
-    origin = read_origin(config.init, journal) if config.init is not None else None
-    device = choose_device(config.device)
-    job = prepare(str(data), config, journal, origin)
+    origin: Origin | None = None
+
+    def begin() -> Job:
+        nonlocal origin
+        origin = read_origin(config.init, journal) if config.init is not None else None
+        return prepare(str(data), config, journal, origin)
+
+    device = world.use(choose_device(config.device))
+    job = prepare_together(begin, config, journal, world)
     model = build(job.model, config.seed)
-    if origin:
+    if origin:  # the first process has it, and brings the weights to all
         fresh = adapt(model, origin.weights, origin.model)
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     began = time.perf_counter()
-    plan = make_plan(job, config, model, device)
-    if config.model == "auto" and not origin and plan.budget:
+    plan = make_plan(job, config, model, device, world=world)
+    if config.model == "auto" and config.init is None and plan.budget:
         larger = larger_model(job.model, plan.epochs)
         if larger != job.model:
             job, model = dataclasses.replace(job, model=larger), build(larger, config.seed)
-            plan = make_plan(job, config, model, device, spent=time.perf_counter() - began)
+            plan = make_plan(job, config, model, device, time.perf_counter() - began, world)
+    training_batches(job, plan, world=world)[0].check()
     _tell(model, job, plan, journal)
-    return Start(job, plan, model, initial=origin is not None)
+    if config.shard and world.size == 1:
+        journal.say("--shard: there is one process, which has the model whole; torchrun starts several")
+    return Start(job, plan, model, initial=config.init is not None)
 
 
 def write_start(start: Start, config: TrainConfig, run: RunDir) -> None:
@@ -106,46 +129,102 @@ def write_start(start: Start, config: TrainConfig, run: RunDir) -> None:
     if start.initial:
         run.write_weights(start.model.state_dict(), "initial.safetensors")
     run.write_json("config.json", _description(config, start.job))
-    gallery.draw_batch(start.job, training_batches(start.job, start.plan)[0].make(0), run.path / "batch.png")
+    if run.writes:
+        gallery.draw_batch(start.job, training_batches(start.job, start.plan)[0].make(0), run.path / "batch.png")
 
 
-def resume_run(path: str | Path, journal: Journal, data: str | Path | None = None) -> Path:
+def resume_run(path: str | Path, journal: Journal, data: str | Path | None = None, shard: bool = False) -> Path:
     """Goes on with a run from its newest checkpoint, to the same bits. Returns the run directory.
 
-    `data` is where its pictures lie now, where they were moved; the run remembers it.
+    `data` is where its pictures lie now, where they were moved; the run remembers it. With `shard` the processes of
+    torchrun divide the model from now on.
     """
-    with Interruption() as interruption:
-        run = RunDir.open(path)
-        run.clean()
-        job, plan, model = _read_start(run, journal, data)
-        return _fit_and_finish(job, plan, model, run, journal, interruption)
+    with joined() as world, Interruption() as interruption:
+        return _go_on(path, world.journal(journal), data, shard, interruption, world)
 
 
-def _read_start(run: RunDir, journal: Journal, data: str | Path | None) -> tuple[Job, Plan, VisionTransformer]:
+def _go_on(
+    path: str | Path,
+    journal: Journal,
+    data: str | Path | None,
+    shard: bool,
+    interruption: Interruption,
+    world: World,
+) -> Path:
+    run = world.run(world.agree(lambda: str(RunDir.open(path).path)))
+    run.clean()
+    job, plan, model = _read_start(run, journal, data, shard, world)
+    return _fit_and_finish(job, plan, model, run, journal, interruption, world)
+
+
+def _read_start(
+    run: RunDir, journal: Journal, data: str | Path | None, shard: bool, world: World
+) -> tuple[Job, Plan, VisionTransformer]:
     """What a run began with."""
-    plan = run.parsed("plan.json", "", Plan.from_json)
-    if plan.torch != torch.__version__:
-        journal.say(f"not bit-exact: the run began with torch {plan.torch}, this is {torch.__version__}")
-    if plan.threads > choose_threads(None):
-        journal.say(
-            f"not bit-exact: the run began with {plan.threads} threads, this machine has {choose_threads(None)}"
-        )
+    written = world.agree(
+        lambda: {
+            "plan": run.parsed("plan.json", "", Plan.from_json).to_json(),
+            "train": run.parsed("config.json", "train", TrainConfig.from_json).to_json(),
+        }
+    )
+    config = TrainConfig.from_json(written["train"])
+    plan = _plan_here(Plan.from_json(written["plan"]), config, shard, world, journal)
     torch.set_num_threads(plan.threads)
-    job = prepare_again(run, journal, data)
-    if data is not None:
+    world.use(torch.device(plan.device))
+    job = prepare_together(lambda: prepare_again(run, journal, data), config, journal, world)
+    if data is not None and world.first:
         run.write_json("config.json", {**run.config(), "data": job.store.source.location})
     model = build(job.model, plan.seed)
-    if (run.path / "initial.safetensors").exists():
+    if world.first and (run.path / "initial.safetensors").exists():  # it brings the weights to all
         model.load_state_dict(run.read_weights("initial.safetensors"))
     return job, plan, model
 
 
+def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journal: Journal) -> Plan:
+    """The plan of a run as these processes follow it, and a word where the bits will differ."""
+    if plan.torch != torch.__version__:
+        journal.say(f"not bit-exact: the run began with torch {plan.torch}, this is {torch.__version__}")
+    if plan.ranks != world.size or (shard and not plan.shard):
+        how = "not divided" if not plan.shard else "divided"
+        journal.say(f"not bit-exact: the run began with {plan.ranks} processes and the model {how}; now {world.size}")
+        return dataclasses.replace(plan, threads=choose_threads(config.threads), shard=plan.shard or shard)
+    if plan.threads > choose_threads(None):
+        journal.say(
+            f"not bit-exact: the run began with {plan.threads} threads, this machine has {choose_threads(None)}"
+        )
+    return plan
+
+
+def _was_begun(config: TrainConfig, out: str | Path | None) -> bool:
+    """Whether `out` is the run of this very command, which torchrun has started again; what never got to its first
+    step is removed. Raises `InputError` where torchrun may start it again and there is no `out`.
+    """
+    if out is None:
+        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+            raise InputError("torchrun --max-restarts: expected --out RUN too, the run that a restart goes on with")
+        return False
+    folder = Path(out)
+    if not restarted() or not folder.is_dir():
+        return False
+    if not any(folder.glob("last/step-*")):
+        if all(path.name.startswith(".") or path.name in FIRST_FILES for path in folder.iterdir()):
+            discard(folder)
+        return False
+    return RunDir.open(folder).config()["train"] == json.loads(json.dumps(config.to_json()))
+
+
 def _fit_and_finish(
-    job: Job, plan: Plan, model: VisionTransformer, run: RunDir, journal: Journal, interruption: Interruption
+    job: Job,
+    plan: Plan,
+    model: VisionTransformer,
+    run: RunDir,
+    journal: Journal,
+    interruption: Interruption,
+    world: World,
 ) -> Path:
     """Training, and what follows it; where it is cut short, how to go on."""
     try:
-        _finish(fit(job, plan, model, run, journal, interruption), job, plan, run, journal)
+        _finish(fit(job, plan, model, run, journal, interruption, world), job, plan, run, journal, world)
     except (KeyboardInterrupt, SystemExit, StepError) as fault:
         if any(run.path.glob("last/step-*")):
             then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
@@ -157,10 +236,12 @@ def _fit_and_finish(
     return run.path
 
 
-def _finish(trained: nn.Module, job: Job, plan: Plan, run: RunDir, journal: Journal):
+def _finish(trained: nn.Module, job: Job, plan: Plan, run: RunDir, journal: Journal, world: World):
     """The final weights, what the validation split tells of them, and the figures."""
-    run.write_weights(trained.state_dict())
-    outputs, targets = outputs_on(trained, job, job.validation, plan, "fp32")
+    run.write_weights(gathered(trained.state_dict(), world.first))
+    outputs, targets = outputs_on(trained, job, job.validation, plan, "fp32", world=world)
+    if not world.first:
+        return
     calibration = Calibration.fit(job.task, outputs, targets)
     answers = calibration.answers(job.task, outputs)
     true = job.task.restore(targets) if job.task.kind == "regression" else targets
@@ -192,10 +273,12 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
     shown = ", ".join(f"{name} {value:g}" for name, value in changes.items() if value)
     journal.say(f"augmentation: {shown or 'none'} (--help says what each is)")
     ch, cw = coarser(job.main_size, job.model.stride)
+    divided = ", which divide the model" if plan.shard else ""
+    processes = f" in each of {plan.ranks} processes{divided}" if plan.ranks > 1 else ""
     coarse = f", the first {plan.coarse_steps:,} at {ch}×{cw}" if plan.coarse_steps else ""
     journal.say(
         f"plan: {plan.epochs:g} epochs, {plan.steps:,} steps of {plan.batch} pictures{coarse}, {plan.optimizer}, "
-        f"{plan.precision}, {plan.threads} threads, {plan.device}; about {clock(plan.seconds)}"
+        f"{plan.precision}, {plan.threads} threads{processes}, {plan.device}; about {clock(plan.seconds)}"
     )
 
 

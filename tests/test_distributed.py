@@ -1,0 +1,104 @@
+"""Several processes of torchrun train the model that one trains, answer as one answers, and fail as one."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ranked
+import torch
+from safetensors.torch import load_file, save_file
+
+from vitreous.data.batches import divide_rows
+from vitreous.errors import InputError
+from vitreous.model.vit import build
+from vitreous.training.distributed import ALONE, World, joined
+from vitreous.training.planner import make_plan
+from vitreous.training.recipe import TrainConfig
+
+HERE = Path(__file__).parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+
+
+def torchrun(*words: str | Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """Two processes of torchrun, on a port that is free."""
+    command = [*TORCHRUN, "--standalone", "--max-restarts", str(restarts), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+class TestRows:
+    @pytest.mark.parametrize(
+        ("size", "ranks", "cell", "rows"),
+        [
+            (20, 2, 8, ((0, 8), (8, 20))),
+            (24, 2, 8, ((0, 8), (8, 24))),
+            (5, 3, 1, ((0, 1), (1, 3), (3, 5))),
+            (64, 1, 8, ((0, 64),)),
+        ],
+    )
+    def test_each_process_has_whole_cells_and_all_have_all(self, size, ranks, cell, rows):
+        assert divide_rows(size, ranks, cell) == rows
+
+    def test_a_batch_with_fewer_cells_than_processes_is_refused_with_one_that_fits(self):
+        with pytest.raises(InputError, match=r"16 pictures is too small for 4 processes.*--batch 32"):
+            divide_rows(16, 4, 8)
+
+
+class TestAlone:
+    def test_without_torchrun_there_is_one_process(self):
+        with joined() as world:
+            assert world == World() == ALONE
+        assert world.first
+        assert world.agree(lambda: "as it is") == "as it is"
+
+    def test_half_of_what_torchrun_says_is_refused(self, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.delenv("RANK", raising=False)
+        with pytest.raises(InputError, match="RANK"), joined():
+            pass
+
+
+@pytest.fixture(scope="module")
+def compared(shapes, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Any], Path, str]:
+    """What one process came to, what two did, where their states are, and what they said."""
+    folder, job = tmp_path_factory.mktemp("ranks"), ranked.small_job(str(shapes))
+    config = TrainConfig.of(**ranked.OPTIONS)
+    plan = make_plan(job, config, build(job.model, 0), torch.device("cpu"))
+    (folder / "plan.json").write_text(json.dumps(plan.to_json()), "utf-8")
+    alone: dict[str, Any] = {}
+    for name in ("whole", "whole, muon"):
+        own = dataclasses.replace(plan, **ranked.CASES[name])
+        found, state = ranked.learn(job, own)
+        path = folder / f"alone, {own.optimizer}.safetensors"
+        save_file(ranked.kept(state.tensors), path)
+        alone[name] = alone[name.replace("whole", "divided")] = found
+        resumed, _ = ranked.learn(job, own, start=ranked.state_at(path, ranked.STEPS))
+        alone[f"{name}, resumed"] = alone[f"{name.replace('whole', 'divided')}, resumed"] = resumed
+    done = torchrun(HERE / "ranked.py", shapes, folder)
+    assert (folder / "found.json").exists(), done.stderr
+    return alone, json.loads((folder / "found.json").read_text("utf-8")), folder, done.stderr
+
+
+class TestTwoProcesses:
+    @pytest.mark.parametrize("case", [name + rest for name in ranked.CASES for rest in ("", ", resumed")])
+    def test_they_take_the_steps_of_one(self, compared, case):
+        alone, found = compared[0][case], compared[1][case]
+        assert found["pictures"] == alone["pictures"]
+        np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-4)
+        np.testing.assert_allclose(found["outputs"], alone["outputs"], atol=2e-3 if "muon" in case else 2e-4)
+
+    @pytest.mark.parametrize("case", ranked.CASES)
+    def test_their_state_is_written_as_that_of_one(self, compared, case):
+        _, _, folder, _ = compared
+        one = load_file(folder / f"alone, {ranked.CASES[case]['optimizer']}.safetensors")
+        two = load_file(folder / f"{case}.safetensors")
+        assert {name: tensor.shape for name, tensor in two.items()} == {name: t.shape for name, t in one.items()}
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=2e-4 if "muon" not in case else 2e-3)
+
+    def test_they_agree(self, compared):
+        assert compared[1]["sums"] == [True, False, 7.5]
