@@ -25,6 +25,7 @@ from vitreous.errors import InputError
 
 DEPTHS = ("uint8", "uint16", "float32")
 MAX_PIXELS = 178_956_970  # a quarter of a GiB at 24 bits a pixel, as Pillow has it
+THUMB = 16  # side of thumbnails
 FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC, AVIF or NumPy .npy"
 
 
@@ -363,6 +364,10 @@ def is_iso(*brands: bytes) -> Callable[[bytes], bool]:
     return check
 
 
+is_avif = is_iso(b"avif", b"avis")
+is_heic = is_iso(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
 def is_webp(picture: bytes) -> bool:
     """Whether it is the RIFF file of a WebP."""
     return picture.startswith(b"RIFF") and picture[8:12] == b"WEBP"
@@ -380,8 +385,8 @@ READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Header]], ...] =
     (starts(b"BM"), functools.partial(open_plugin, "BmpImagePlugin", "BmpImageFile")),
     (starts(b"GIF87a", b"GIF89a"), functools.partial(open_plugin, "GifImagePlugin", "GifImageFile")),
     (starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), open_tiff),
-    (is_iso(b"avif", b"avis"), open_avif),
-    (is_iso(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), open_heic),
+    (is_avif, open_avif),
+    (is_heic, open_heic),
     (starts(b"\x93NUMPY"), open_npy),
 )
 
@@ -436,14 +441,35 @@ def opened(picture: bytes | np.ndarray, max_pixels: int) -> Header:
     return header
 
 
+def header_in_python(picture: bytes) -> bool:
+    """Whether no C reads the header of this file, unlike those of these three."""
+    return not (is_webp(picture) or is_avif(picture) or is_heic(picture))
+
+
 def inspect(picture: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> Facts:
     """What `decode` would give, from the header alone.
 
     `name` is what errors call the picture. Raises InputError as `decode` does, but for damage that shows
     only further on.
     """
+    return read_header(picture, name, max_pixels).facts
+
+
+def read_header(picture: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> Header:
+    """What `inspect` tells, and from which `read_pixels` goes on."""
     with explained(name):
-        return opened(picture, max_pixels).facts
+        return opened(picture, max_pixels)
+
+
+def read_pixels(header: Header, name: str, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    """What `decode` gives, of a header that was read."""
+    with explained(name):
+        pixels = header.read(at_least and turned(at_least, header.orientation))
+        pixels = settled(upright(pixels, header.orientation))
+        height, width, channels = pixels.shape
+        if at_least is None and (got := Facts(height, width, channels, pixels.dtype.name)) != header.facts:
+            raise InputError(f"its header says {header.facts}, its pixels are {got}: it is damaged. Copy it again.")
+        return pixels
 
 
 def decode(
@@ -464,14 +490,16 @@ def decode(
     Raises InputError, starting with `name`: no or unknown data, damage, NaN or infinite values, more than `max_pixels`
     (checked in the header), fewer than 4 pixels, a wrong number of dimensions, values that are not real numbers.
     """
-    with explained(name):
-        header = opened(picture, max_pixels)
-        pixels = header.read(at_least and turned(at_least, header.orientation))
-        pixels = settled(upright(pixels, header.orientation))
-        height, width, channels = pixels.shape
-        if at_least is None and (got := Facts(height, width, channels, pixels.dtype.name)) != header.facts:
-            raise InputError(f"its header says {header.facts}, its pixels are {got}: it is damaged. Copy it again.")
-        return pixels
+    return read_pixels(read_header(picture, name, max_pixels), name, at_least)
+
+
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, C) of any depth -> (16, 16) grey levels 0 to 255; other depths are stretched to that range."""
+    grey = pixels.mean(2, dtype=np.float32)
+    if pixels.dtype != np.uint8:
+        low, high = grey.min(), grey.max()
+        grey = (grey - low) * (255 / max(high - low, 1e-12))
+    return np.asarray(Image.fromarray(grey.astype(np.float32)).resize((THUMB, THUMB), Image.Resampling.BOX))
 
 
 @functools.cache
