@@ -71,6 +71,11 @@ class Decoders:
         """The `decode.thumbnail` (16, 16) of a file's bytes. Raises `InputError`."""
         return self._ask("thumbnail", picture, name, max_pixels, [((THUMB, THUMB), "float32")])[1]
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the children that are free."""
+        return [child.process.pid for child in self._free]
+
     def warm(self, count: int = 1) -> None:
         """Starts so many children without waiting for them: they are there when the first picture comes."""
         self._own()
