@@ -25,6 +25,7 @@ from vitreous.errors import InputError
 
 DEPTHS = ("uint8", "uint16", "float32")
 MAX_PIXELS = 178_956_970  # a quarter of a GiB at 24 bits a pixel, as Pillow has it
+MAX_BYTES = 2 << 30  # of a picture's file: more than its pixels take in any format that is not absurd
 THUMB = 16  # side of thumbnails
 FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC, AVIF or NumPy .npy"
 
@@ -378,6 +379,7 @@ def starts(*magic: bytes) -> Callable[[bytes], bool]:
     return lambda picture: picture.startswith(magic)
 
 
+is_npy = starts(b"\x93NUMPY")
 READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Header]], ...] = (
     (starts(b"\xff\xd8\xff"), lambda picture: open_pillow(Jpeg(io.BytesIO(picture)))),
     (starts(b"\x89PNG\r\n\x1a\n"), open_png),
@@ -387,7 +389,7 @@ READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Header]], ...] =
     (starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), open_tiff),
     (is_avif, open_avif),
     (is_heic, open_heic),
-    (starts(b"\x93NUMPY"), open_npy),
+    (is_npy, open_npy),
 )
 
 
@@ -407,6 +409,14 @@ def explained(name: str) -> Iterator[None]:
         ) from error
     finally:
         reading.now = False
+
+
+def check_bytes(count: int, name: str) -> None:
+    """Raises `InputError` for a file that is too large to be read into memory as a picture."""
+    if count > MAX_BYTES:
+        raise InputError(
+            f"{name}: at most {MAX_BYTES / 1e9:.1f} GB were expected, not {count / 1e9:.1f}. Leave it out."
+        )
 
 
 def check_size(header: Header, max_pixels: int) -> None:
@@ -442,8 +452,8 @@ def opened(picture: bytes | np.ndarray, max_pixels: int) -> Header:
 
 
 def header_in_python(picture: bytes) -> bool:
-    """Whether no C reads the header of this file, unlike those of these three."""
-    return not (is_webp(picture) or is_avif(picture) or is_heic(picture))
+    """Whether no C reads the header of this file, unlike WebP's, AVIF's and HEIC's; and NumPy may warn of its own."""
+    return not (is_webp(picture) or is_avif(picture) or is_heic(picture) or is_npy(picture))
 
 
 def inspect(picture: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> Facts:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import stat
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Self
 
 import numpy as np
 
+from vitreous.data.decode import check_bytes
 from vitreous.data.folders import EXPECTED_FOLDER, ClassFolders, class_folders, is_hidden, is_picture, walk, wrapper
 from vitreous.data.tables import TABLE_SUFFIXES, read_table
 from vitreous.errors import InputError
@@ -235,6 +237,10 @@ class _Mixed:
 
 def _read_file(path: Path, name: str) -> bytes:
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device may have no end
+            raise InputError(f"{name}: a file was expected, not a pipe, a device or a folder. Leave it out.")
+        check_bytes(found.st_size, name)
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}.") from error

@@ -91,7 +91,7 @@ class Decoders:
     def _ask(self, job: str, picture: bytes, name: str, how: str | int, kinds: Sequence[Kind] = ()) -> tuple[Any, Any]:
         request, deaths = json.dumps([job, name, how]).encode(), 0
         while True:
-            child = self._lease()
+            child = _Child(self) if deaths else self._lease()  # others that are free may have died with the first
             try:
                 answer = child.ask(request, picture, kinds)
             except InputError:
@@ -146,7 +146,7 @@ class _Child:
         if not sys.executable or getattr(sys, "frozen", False):
             raise ChildProcessError("pictures are decoded by Python processes: expected a Python that can be started")
         path = [*sys.path, str(Path(__file__).parents[2])]
-        code = f"import sys; sys.path[:] = {path!r}; {of.program}; main({of.seconds}, {of.memory})"
+        code = f"import sys\nsys.path[:] = {path!r}\n{of.program}\nmain({of.seconds}, {of.memory})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdin=subprocess.PIPE,
@@ -159,10 +159,10 @@ class _Child:
 
     def ask(self, request: bytes, picture: bytes, kinds: Sequence[Kind]) -> tuple[Any, Any]:
         """What it answers: facts, or which of the kinds its pixels are of, and these. Raises its `InputError`."""
+        if not self.ready:
+            self._wait()
+        self.asked = time.monotonic()
         try:
-            if not self.ready:
-                self._wait()
-            self.asked = time.monotonic()
             self._say(REQUEST.pack(len(request), len(picture)) + request)
             self._say(picture)
             kind, length = ANSWER.unpack(self._hear(bytearray(ANSWER.size)))
@@ -170,7 +170,7 @@ class _Child:
                 pixels = np.empty(*kinds[kind])
                 self._hear(pixels.data.cast("B"))
                 return kind, pixels
-            match json.loads(self._hear(bytearray(min(length, MOST_WORDS)))):
+            match json.loads(self._hear(bytearray(length))) if length <= MOST_WORDS else None:
                 case str(fault):
                     raise InputError(fault)
                 case [int(height), int(width), int(channels), str(depth)] if depth in DEPTHS:
