@@ -21,7 +21,7 @@ from vitreous.data.workers import Decoders
 from vitreous.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from odd_pictures import KINDS, every_format, make
+from odd_pictures import KINDS, every_format, make  # pyright: ignore
 
 COUNT = 100_000
 ADD_ARGUMENTS = None

@@ -13,24 +13,28 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import vitreous
+from vitreous.calibration import Calibration
 from vitreous.data.folders import is_picture
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.workers import Decoders
 from vitreous.infer.build import write_export
 from vitreous.infer.judge import noise_judge
-from vitreous.rundir import RunDir
+from vitreous.rundir import FORMAT, RunDir
 from vitreous.training.journal import Journal
-from vitreous.training.prepare import prepare_again
+from vitreous.training.prepare import prepare
+from vitreous.training.recipe import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from odd_pictures import KINDS, make, verdict
-from serving import running
+from odd_pictures import KINDS, make, verdict  # pyright: ignore
+from serving import running  # pyright: ignore
+from tiny_models import tiny_config, tiny_model  # pyright: ignore
 
 COUNT = 25  # of each kind
 ADD_ARGUMENTS = None
@@ -85,12 +89,19 @@ def model_inputs(folder: Path) -> dict[str, np.ndarray]:
         place = folder / "data" / "ab"[number % 2] / f"{kind}.png"  # whatever it is
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(make(kind, 0).file)
-    options: dict[str, Any] = {"model": "vit_xs_8", "size": "24x32", "threads": 1, "epochs": 1, "validation": 0.2}
-    run = RunDir.open(vitreous.train(folder / "data", out=folder / "run", **options))
-    trained = prepare_again(run, Journal(stderr=True))
-    files = [folder / "data" / row.path for row in trained.split]
-    given = {"train": trained.store.gather(np.arange(len(files))).numpy()}
+    config = TrainConfig(size="24x32", validation=0.2, threads=1, cache=str(folder / "cache"))
+    job = prepare(str(folder / "data"), config, Journal(stderr=True))
+    files = [folder / "data" / row.path for row in job.split]
+    given = {"train": job.store.gather(np.arange(len(files))).numpy()}
 
+    model = tiny_model(tiny_config(patch_size=(8, 8), image_size=(24, 32), outputs=2))
+    run = RunDir.create(folder / "run")
+    run.write_split(job.split)
+    run.write_json("validation.json", {"calibration": Calibration().to_json(), "summary": None})
+    run.write_weights(model.state_dict())
+    origin = {"format": FORMAT, "vitreous": version("vitreous"), "data": str(folder / "data")}
+    values = {"model": model.config.to_json(), "input": job.spec.to_json(), "task": job.task.to_json()}
+    run.write_json("config.json", {**origin, **values, "train": config.to_json()})
     predictor = vitreous.load(run.path, engine="torch", precision="fp32", device="cpu")
     predictor.settle(lambda line: None)
     seen: list[np.ndarray] = []
