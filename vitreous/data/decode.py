@@ -324,9 +324,26 @@ def tiff_colours(page: Any, pixels: np.ndarray) -> np.ndarray:
             return grey_levels(pixels, page.bitspersample, inverted=name == "MINISWHITE")
 
 
+# What pixels depend on: sizes, bits, compression, colours, places, planes, predictor, palette, tiles, alpha, numbers
+TAGS = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339, 530}
+
+
+def check_tags(picture: bytes, page: Any) -> None:
+    """Raises `InputError` where a tag that pixels depend on is there and cannot be read, which tifffile passes over."""
+    form = page.parent.tiff
+    (count,) = struct.unpack_from(form.tagnoformat, picture, page.offset)
+    start = page.offset + form.tagnosize
+    places = range(start, start + count * form.tagsize, form.tagsize)
+    there = {struct.unpack_from(form.byteorder + "H", picture, place)[0] for place in places}
+    lost = sorted(TAGS & there - {tag.code for tag in page.tags}) or [284] * (page.planarconfig not in (1, 2))
+    if lost:
+        raise InputError(f"its tags {lost} cannot be read: it is damaged. Copy it again.")
+
+
 def open_tiff(picture: bytes) -> Header:
     """The first page of a TIFF or BigTIFF. One alpha band is composited; other extra bands are kept as channels."""
     page: Any = quiet_tifffile().TiffFile(io.BytesIO(picture)).pages.first
+    check_tags(picture, page)
     planes, depth, height, width, samples = map(int, page.shaped)  # a damaged tag may hold a tuple or a string
     if depth != 1 or page.dtype is None:
         raise InputError("a flat picture of plain numbers was expected. Save its planes as pages or bands.")
