@@ -396,7 +396,6 @@ def starts(*magic: bytes) -> Callable[[bytes], bool]:
     return lambda picture: picture.startswith(magic)
 
 
-is_npy = starts(b"\x93NUMPY")
 READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Header]], ...] = (
     (starts(b"\xff\xd8\xff"), lambda picture: open_pillow(Jpeg(io.BytesIO(picture)))),
     (starts(b"\x89PNG\r\n\x1a\n"), open_png),
@@ -406,7 +405,7 @@ READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Header]], ...] =
     (starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), open_tiff),
     (is_avif, open_avif),
     (is_heic, open_heic),
-    (is_npy, open_npy),
+    (starts(b"\x93NUMPY"), open_npy),
 )
 
 
@@ -468,9 +467,8 @@ def opened(picture: bytes | np.ndarray, max_pixels: int) -> Header:
     return header
 
 
-def header_in_python(picture: bytes) -> bool:
-    """Whether no C reads the header of this file, unlike WebP's, AVIF's and HEIC's; and NumPy may warn of its own."""
-    return not (is_webp(picture) or is_avif(picture) or is_heic(picture) or is_npy(picture))
+# Whether Python alone reads a file's header, and in silence. C does of WebP, AVIF and HEIC; GIF's and .npy's may warn.
+is_read_by_python = starts(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def inspect(picture: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> Facts:

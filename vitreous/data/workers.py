@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from vitreous.data.decode import DEPTHS, THUMB, Facts, decode, header_in_python, inspect, thumbnail
+from vitreous.data.decode import DEPTHS, THUMB, Facts, decode, inspect, is_read_by_python, thumbnail
 from vitreous.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_SECONDS = 60.0  # that a picture may take: generous, as the machine may be busy
 IDLE = 60.0  # seconds without a picture after which a child ends itself
-SMALL = 1 << 20  # bytes of a file
+SMALL = 1 << 20  # bytes of a file that is not large
 MOST_WORDS, MOST_FAULT = 1 << 20, 10_000  # bytes of JSON in an answer, and characters of a fault
 REQUEST = struct.Struct("=IQ")  # bytes of words, and of the picture, which follow
 ANSWER = struct.Struct("=iI")  # the kind of the pixels that follow, or -1 and bytes of words
@@ -63,7 +63,7 @@ class Decoders:
 
         A header that Python reads, of a file that is not large, can do no harm, and stays in this process.
         """
-        if len(picture) <= SMALL and header_in_python(picture):
+        if len(picture) <= SMALL and is_read_by_python(picture):
             return inspect(picture, name, max_pixels)
         return self._ask("inspect", picture, name, max_pixels)[0]
 
@@ -85,8 +85,9 @@ class Decoders:
     def close(self) -> None:
         """Ends the children that are free."""
         self._own()
-        while self._free:
-            self._free.pop().end()
+        with suppress(IndexError):  # another thread took the last
+            while self._free:
+                self._free.pop().end()
 
     def _ask(self, job: str, picture: bytes, name: str, how: str | int, kinds: Sequence[Kind] = ()) -> tuple[Any, Any]:
         request, deaths = json.dumps([job, name, how]).encode(), 0
