@@ -37,6 +37,11 @@ def test_an_odd_picture_is_read_right_or_refused_by_name(kind, decoders):
         assert len(decoders.pids) == 1
 
 
+@pytest.mark.parametrize("number", [9, 13, 23])  # its planes, and twice its bits a sample
+def test_a_tiff_is_refused_where_a_tag_that_its_pixels_depend_on_cannot_be_read(number, decoders):
+    assert verdict(make("tiff_with_an_odd_tag", number), decoders.read) == "refused"
+
+
 def test_one_process_read_them_all(decoders):
     before = decoders.pids
     assert verdict(make("png_interlaced", 0), decoders.read) == "read"

@@ -164,8 +164,10 @@ class TestDeaths:
         assert "took the decoder down" in fault_of(mad, b"x")
 
     def test_where_none_can_be_started_it_is_said_and_no_picture_is_blamed(self, monkeypatch, capfd):
+        monkeypatch.setattr(preprocess, "DECODERS", Decoders(program="raise SystemExit('no numpy here')"))
+        source = Source("x", "here", ("a.jpg",), {}, np.full(1, ""), None, [b"x"].__getitem__)
         with pytest.raises(ChildProcessError, match="could not be started"):
-            Decoders(program="raise SystemExit('no numpy here')").read(SPEC, b"x", "a")
+            reader(source, SPEC)(0)
         assert "no numpy here" in capfd.readouterr().err
         monkeypatch.setattr(sys, "frozen", True, raising=False)
         with pytest.raises(ChildProcessError, match="expected a Python"):
