@@ -7,10 +7,11 @@ PHOTOS is a folder of them, which is copied as often as it takes; RUN is a run d
 model at 224² with random weights, as if it had been trained on half of the photos and validated on the others.
 
 The bound: where decoding takes d core-seconds a picture and the engine e, each alone, C cores give at most C / (d + e)
-pictures a second. d is what one thread takes, e what the engine takes with all of its threads, times these. The rate of
-`predict` is that of a fresh process, less the time of one that is asked about fewer: Python, PyTorch, the model.
-Rounds of all four follow each other; their medians are compared. Memory is what the process holds when it answers its
-last picture beside when it answers the 200th. Exits with 1 where a figure is not held.
+pictures a second. d is what one thread takes in this process (`predict` decodes in others), e what the engine takes
+with all of its threads, times these. The rate of `predict` is that of a fresh process, less the time of one that is
+asked about fewer: Python, PyTorch, the model. Rounds of all four follow each other; their medians are compared. Memory
+is what the process holds when it answers its last picture beside when it answers the 200th. Exits with 1 where a figure
+is not held.
 """
 
 import argparse
@@ -36,7 +37,6 @@ from vitreous.data.preprocess import InputSpec
 from vitreous.data.sources import open_pictures
 from vitreous.data.targets import Task
 from vitreous.infer.importing import IMAGENET
-from vitreous.infer.pipeline import reader
 from vitreous.infer.predictor import ENOUGH, Predictor, load
 from vitreous.model.head import Head
 from vitreous.model.vit import create
@@ -103,10 +103,10 @@ def settled(run: Path, options: argparse.Namespace) -> Predictor:
 def decode_seconds(predictor: Predictor, folder: Path) -> float:
     """Core-seconds a picture that one thread decodes and resizes."""
     source = open_pictures([folder])
-    read, count = reader(source, predictor.spec), min(DECODED, len(source))
+    count = min(DECODED, len(source))
     began = time.thread_time()
     for number in range(count):
-        read(number)
+        predictor.spec.read_here(source.read(number), source.names[number])
     return (time.thread_time() - began) / count
 
 

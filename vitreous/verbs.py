@@ -13,6 +13,7 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, Positional, arg
 
 from vitreous.data.decode import MAX_PIXELS
+from vitreous.data.workers import DECODERS
 from vitreous.errors import SHOWN, InputError, visible
 from vitreous.infer.agreement import Bar
 from vitreous.infer.predictor import AnswerConfig
@@ -179,6 +180,7 @@ def evaluate(
     from vitreous.training.distributed import current
 
     journal = current().journal(Journal(stderr=json))
+    DECODERS.warm()
     predictor = load(run, how)
     with journal.bar("evaluating", 1) as progress:
         result = evaluate(
@@ -247,6 +249,7 @@ def predict(
     journal = world.journal(Journal(stderr=json))
     if out is not None and not skip_done and part_of(out).exists():
         journal.say(f"{part_of(out)}, of an interrupted predict, is begun anew; --skip-done would go on with it")
+    DECODERS.warm()
     predictor = load(run, how)
     source = open_pictures(pictures)
     if out is not None and skip_done:

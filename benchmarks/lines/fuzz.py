@@ -240,7 +240,7 @@ def fuzz(name: str, folder: Path, count: int, seed: int) -> None:
     """Gives a parser so many inputs, by what they reach in our own modules."""
     import atheris
 
-    with atheris.instrument_imports(include=["vitreous"], enable_loader_override=False):
+    with atheris.instrument_imports(include=["vitreous"], enable_loader_override=False):  # pyright: ignore[reportAttributeAccessIssue]
         import vitreous.data.decode
         import vitreous.data.tables
         import vitreous.infer.foreign

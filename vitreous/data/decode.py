@@ -25,6 +25,8 @@ from vitreous.errors import InputError
 
 DEPTHS = ("uint8", "uint16", "float32")
 MAX_PIXELS = 178_956_970  # a quarter of a GiB at 24 bits a pixel, as Pillow has it
+MAX_BYTES = 2 << 30  # of a picture's file: more than its pixels take in any format that is not absurd
+THUMB = 16  # side of thumbnails
 FORMATS = "JPEG, PNG, WebP, BMP, GIF, TIFF, HEIC, AVIF or NumPy .npy"
 
 
@@ -322,9 +324,26 @@ def tiff_colours(page: Any, pixels: np.ndarray) -> np.ndarray:
             return grey_levels(pixels, page.bitspersample, inverted=name == "MINISWHITE")
 
 
+# What pixels depend on: sizes, bits, compression, colours, places, planes, predictor, palette, tiles, alpha, numbers
+TAGS = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339, 530}
+
+
+def check_tags(picture: bytes, page: Any) -> None:
+    """Raises `InputError` where a tag that pixels depend on is there and cannot be read, which tifffile passes over."""
+    form = page.parent.tiff
+    (count,) = struct.unpack_from(form.tagnoformat, picture, page.offset)
+    start = page.offset + form.tagnosize
+    places = range(start, start + count * form.tagsize, form.tagsize)
+    there = {struct.unpack_from(form.byteorder + "H", picture, place)[0] for place in places}
+    lost = sorted(TAGS & there - {tag.code for tag in page.tags}) or [284] * (page.planarconfig not in (1, 2))
+    if lost:
+        raise InputError(f"its tags {lost} cannot be read: it is damaged. Copy it again.")
+
+
 def open_tiff(picture: bytes) -> Header:
     """The first page of a TIFF or BigTIFF. One alpha band is composited; other extra bands are kept as channels."""
     page: Any = quiet_tifffile().TiffFile(io.BytesIO(picture)).pages.first
+    check_tags(picture, page)
     planes, depth, height, width, samples = map(int, page.shaped)  # a damaged tag may hold a tuple or a string
     if depth != 1 or page.dtype is None:
         raise InputError("a flat picture of plain numbers was expected. Save its planes as pages or bands.")
@@ -363,6 +382,10 @@ def is_iso(*brands: bytes) -> Callable[[bytes], bool]:
     return check
 
 
+is_avif = is_iso(b"avif", b"avis")
+is_heic = is_iso(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
 def is_webp(picture: bytes) -> bool:
     """Whether it is the RIFF file of a WebP."""
     return picture.startswith(b"RIFF") and picture[8:12] == b"WEBP"
@@ -380,8 +403,8 @@ READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Header]], ...] =
     (starts(b"BM"), functools.partial(open_plugin, "BmpImagePlugin", "BmpImageFile")),
     (starts(b"GIF87a", b"GIF89a"), functools.partial(open_plugin, "GifImagePlugin", "GifImageFile")),
     (starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), open_tiff),
-    (is_iso(b"avif", b"avis"), open_avif),
-    (is_iso(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), open_heic),
+    (is_avif, open_avif),
+    (is_heic, open_heic),
     (starts(b"\x93NUMPY"), open_npy),
 )
 
@@ -402,6 +425,14 @@ def explained(name: str) -> Iterator[None]:
         ) from error
     finally:
         reading.now = False
+
+
+def check_bytes(count: int, name: str) -> None:
+    """Raises `InputError` for a file that is too large to be read into memory as a picture."""
+    if count > MAX_BYTES:
+        raise InputError(
+            f"{name}: at most {MAX_BYTES / 1e9:.1f} GB were expected, not {count / 1e9:.1f}. Leave it out."
+        )
 
 
 def check_size(header: Header, max_pixels: int) -> None:
@@ -436,14 +467,34 @@ def opened(picture: bytes | np.ndarray, max_pixels: int) -> Header:
     return header
 
 
+# Whether Python alone reads a file's header, and in silence. C does of WebP, AVIF and HEIC; GIF's and .npy's may warn.
+is_read_by_python = starts(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
 def inspect(picture: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> Facts:
     """What `decode` would give, from the header alone.
 
     `name` is what errors call the picture. Raises InputError as `decode` does, but for damage that shows
     only further on.
     """
+    return read_header(picture, name, max_pixels).facts
+
+
+def read_header(picture: bytes | np.ndarray, name: str, max_pixels: int = MAX_PIXELS) -> Header:
+    """What `inspect` tells, and from which `read_pixels` goes on."""
     with explained(name):
-        return opened(picture, max_pixels).facts
+        return opened(picture, max_pixels)
+
+
+def read_pixels(header: Header, name: str, at_least: tuple[int, int] | None = None) -> np.ndarray:
+    """What `decode` gives, of a header that was read."""
+    with explained(name):
+        pixels = header.read(at_least and turned(at_least, header.orientation))
+        pixels = settled(upright(pixels, header.orientation))
+        height, width, channels = pixels.shape
+        if at_least is None and (got := Facts(height, width, channels, pixels.dtype.name)) != header.facts:
+            raise InputError(f"its header says {header.facts}, its pixels are {got}: it is damaged. Copy it again.")
+        return pixels
 
 
 def decode(
@@ -464,14 +515,16 @@ def decode(
     Raises InputError, starting with `name`: no or unknown data, damage, NaN or infinite values, more than `max_pixels`
     (checked in the header), fewer than 4 pixels, a wrong number of dimensions, values that are not real numbers.
     """
-    with explained(name):
-        header = opened(picture, max_pixels)
-        pixels = header.read(at_least and turned(at_least, header.orientation))
-        pixels = settled(upright(pixels, header.orientation))
-        height, width, channels = pixels.shape
-        if at_least is None and (got := Facts(height, width, channels, pixels.dtype.name)) != header.facts:
-            raise InputError(f"its header says {header.facts}, its pixels are {got}: it is damaged. Copy it again.")
-        return pixels
+    return read_pixels(read_header(picture, name, max_pixels), name, at_least)
+
+
+def thumbnail(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, C) of any depth -> (16, 16) grey levels 0 to 255; other depths are stretched to that range."""
+    grey = pixels.mean(2, dtype=np.float32)
+    if pixels.dtype != np.uint8:
+        low, high = grey.min(), grey.max()
+        grey = (grey - low) * (255 / max(high - low, 1e-12))
+    return np.asarray(Image.fromarray(grey.astype(np.float32)).resize((THUMB, THUMB), Image.Resampling.BOX))
 
 
 @functools.cache

@@ -7,17 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
-from PIL import Image
 
-from vitreous.data.decode import MAX_PIXELS, Facts, decode, inspect
+from vitreous.data.decode import MAX_PIXELS, Facts, decode, inspect, thumbnail
 from vitreous.data.notes import digest
 from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import find_leaks
 from vitreous.data.store import in_order
 from vitreous.data.targets import infer_task
+from vitreous.data.workers import DECODERS
 from vitreous.errors import InputError
 
-THUMB = 16  # side of the grey thumbnails that near duplicates are compared by
 NEAR_BITS = 3  # bits of 64 by which the hashes of near duplicates may differ
 NEAR_OTHERS = 2000  # pictures of a bucket that one is compared with: those whose hashes follow
 NEAR_MOST = 50  # of them, that can be its near duplicates
@@ -75,7 +74,7 @@ def scan(
             return source.known[i].facts, source.known[i].digest, ""
         try:
             picture = source.read(i)
-            return inspect(picture, source.names[i], max_pixels), digest(picture), ""
+            return _inspect(picture, source.names[i], max_pixels), digest(picture), ""
         except InputError as fault:
             return None, "", str(fault)
 
@@ -128,10 +127,9 @@ def check_data(
         if i in found.faults:
             return found.faults[i]
         try:
-            pixels = decode(source.read(i), source.names[i], max_pixels=max_pixels, at_least=(64, 64))
+            return _thumbnail(source.read(i), source.names[i], max_pixels)
         except InputError as fault:
             return str(fault)
-        return thumbnail(pixels)
 
     thumbs, broken = {}, []
     for i, result in enumerate(in_order(look, range(len(source.names)), threads)):
@@ -153,15 +151,6 @@ def check_data(
             findings.append(Finding("warning", code, title, lines))
     findings.append(Finding("note", "sizes", "sizes (height × width)", size_histogram([f for f in found.facts if f])))
     return Checkup(len(source.names), findings)
-
-
-def thumbnail(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, C) of any depth -> (16, 16) grey levels 0 to 255; other depths are stretched to that range."""
-    grey = pixels.mean(2, dtype=np.float32)
-    if pixels.dtype != np.uint8:
-        low, high = grey.min(), grey.max()
-        grey = (grey - low) * (255 / max(high - low, 1e-12))
-    return np.asarray(Image.fromarray(grey.astype(np.float32)).resize((THUMB, THUMB), Image.Resampling.BOX))
 
 
 def near_duplicates(thumbs: dict[int, np.ndarray], digests: Sequence[str]) -> list[tuple[int, int]]:
@@ -207,6 +196,18 @@ def _fits(facts: Facts, max_pixels: int) -> bool:
     """Whether a picture is surely neither too large nor too small; others are looked at."""
     pixels = facts.height * facts.width
     return pixels >= 4 and pixels * max(4, facts.channels) <= max_pixels
+
+
+def _inspect(picture: bytes | np.ndarray, name: str, max_pixels: int) -> Facts:
+    if isinstance(picture, np.ndarray):
+        return inspect(picture, name, max_pixels)
+    return DECODERS.inspect(picture, name, max_pixels)
+
+
+def _thumbnail(picture: bytes | np.ndarray, name: str, max_pixels: int) -> np.ndarray:
+    if isinstance(picture, np.ndarray):
+        return thumbnail(decode(picture, name, max_pixels=max_pixels))
+    return DECODERS.thumbnail(picture, name, max_pixels)
 
 
 def _copies(source: Source, digests: Sequence[str]) -> list[Finding]:

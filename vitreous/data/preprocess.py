@@ -1,19 +1,23 @@
 """InputSpec: how any picture becomes the pixels that the model sees. The one decode-and-resize of the project."""
 
 import dataclasses
+import functools
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from vitreous.data.decode import MAX_PIXELS, Facts, decode, decoder_name, inspect
+from vitreous.data.decode import MAX_PIXELS, Facts, decoder_name, read_header, read_pixels
+from vitreous.data.workers import DECODERS
 from vitreous.errors import InputError
 from vitreous.fields import read_fields
+
+if TYPE_CHECKING:  # the processes that decode do without
+    from torch import Tensor
 
 RANGES = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}  # the top of each depth's range
 MOST_SIZES = 8
@@ -48,13 +52,21 @@ class InputSpec:
     def read(self, picture: bytes | np.ndarray, name: str) -> tuple[int, np.ndarray]:
         """A file's bytes or an array to (which size, pixels (H, W, C) of that size in the model's depth).
 
-        Raises `InputError`, with the picture's name, for what cannot be read or would lose something.
+        A file is opened by a process of its own, which is all that it can harm. Raises `InputError`, with the
+        picture's name, for what cannot be read or would lose something.
         """
-        facts = inspect(picture, name, self.max_pixels)
+        if isinstance(picture, np.ndarray):
+            return self.read_here(picture, name)
+        return DECODERS.read(self, picture, name)
+
+    def read_here(self, picture: bytes | np.ndarray, name: str) -> tuple[int, np.ndarray]:
+        """`read`, in this process."""
+        header = read_header(picture, name, self.max_pixels)
+        facts = header.facts
         self.check(facts, name)
         number = self.size_of(facts.height, facts.width)
         height, width = self.sizes[number]
-        pixels = decode(picture, name, max_pixels=self.max_pixels, at_least=(2 * height, 2 * width))
+        pixels = read_pixels(header, name, at_least=(2 * height, 2 * width))
         return number, resize(self._converted(pixels), (height, width))
 
     def check(self, facts: Facts, name: str) -> None:
@@ -66,14 +78,21 @@ class InputSpec:
         if facts.depth != self.depth and not (self.convert and both_integer):
             raise InputError(f"{name}: {facts.depth} pixels, where the model expects {self.depth}")
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: "Tensor") -> "Tensor":
         """(B, C, H, W) in the depth's range -> float32 with mean 0 and deviation 1 over the training pictures."""
+        import torch
+
         mean, std = (torch.tensor(v, device=pixels.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return pixels.float().mul(1 / (self.scale * std)).sub_(mean / std)
 
     def pixel_key(self) -> str:
         """All that the pixels of `read` depend on, as text."""
         return f"{self.channels} {self.depth} {self.sizes} {self.convert} {self.max_pixels} {decoder_name()}"
+
+    @functools.cached_property
+    def text(self) -> str:
+        """`to_json`, as text."""
+        return json.dumps(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a JSON file."""

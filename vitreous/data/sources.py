@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Self
 
 import numpy as np
 
+from vitreous.data.decode import check_bytes
 from vitreous.data.folders import EXPECTED_FOLDER, class_folders, is_picture, walk
 from vitreous.data.index import index_shards
 from vitreous.data.notes import Known
@@ -224,6 +226,10 @@ class _Mixed:
 
 def _read_file(path: Path, name: str) -> bytes:
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device may have no end
+            raise InputError(f"{name}: a file was expected, not a pipe, a device or a folder. Leave it out.")
+        check_bytes(found.st_size, name)
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}.") from error

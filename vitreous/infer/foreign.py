@@ -7,7 +7,7 @@ neither is built in memory, so that a file costs no more than its size.
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.parsers import expat
@@ -92,25 +92,26 @@ class _Walk:
         self.made: list[tuple[str, list[str]]] = []  # operators that make tensors, and their inputs
         self.known: dict[str, list[int]] = {}  # small tensors of whole numbers
 
-    def message(self, kind: str, start: int, end: int, depth: int) -> dict[int, Any]:
+    def message(self, kind: str, start: int, end: int, depth: int) -> dict[int | str, Any]:
         """Walks a message and all in it; returns its fields of text and numbers that are of use."""
         if depth > DEEP:
             raise _OddError("graphs too deep in each other")
-        values: dict[int, Any] = {}
+        values: dict[int | str, Any] = {}
         for number, value in self.fields(start, end):
             if (kind, number) in REFUSED:
                 raise _OddError(REFUSED[kind, number])
             if inner := INTO.get(kind, {}).get(number):
                 if not isinstance(value, tuple):
                     raise ValueError
-                found = self.message(inner, *value, depth + 1)
+                found = self.message(inner, value[0], value[1], depth + 1)
                 if kind == "node" and found.get("name", "").startswith("value"):
                     values["constant"] = found.get("numbers")
                 if inner == "tensor" and kind == "attribute":
                     values["numbers"] = found.get("numbers")
             else:
                 values.setdefault(number, []).append(value)
-        return getattr(self, f"_{kind}", lambda values: values)(values)
+        look: Callable[[Any], Any] = getattr(self, f"_{kind}", lambda values: values)
+        return look(values)
 
     def fields(self, at: int, end: int) -> Iterator[tuple[int, Any]]:
         """The fields of a message: numbers, or (start, end) of what is longer."""

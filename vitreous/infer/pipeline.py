@@ -69,6 +69,8 @@ def reader(source: Source, spec: InputSpec) -> Callable[[int], Decoded]:
             return spec.read(source.read(number), name)
         except InputError as fault:
             return str(fault)
+        except ChildProcessError:  # there is nothing to decode with, for any picture
+            raise
         except Exception as fault:  # too little memory, a disk that is gone, what a library raises at odd contents
             return f"{name}: it cannot be decoded [{type(fault).__name__}: {fault}]"
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vitreous.data.workers import DECODERS
 from vitreous.errors import InputError
 from vitreous.infer.predictor import Predictor
 from vitreous.serve.metrics import Metrics
@@ -85,6 +86,7 @@ class Batcher:
     async def start(self) -> None:
         """Starts the engine and lets it work once on each size of pictures, so that no request waits for that."""
         self._loop = asyncio.get_running_loop()
+        self._decoding.submit(DECODERS.warm, self.predictor.threads)  # by a thread that stands back, and so do they
         self._engine.start()
         await asyncio.wrap_future(self._warm)
 
