@@ -33,13 +33,17 @@ NUMBERS = Task("regression", tuple("abcde"), ("mm",) * 5, (10.0, -3.0, 0.5, 200.
 # A tokenizer a row, and between them every position, pool, depth, number of sizes, and task.
 CASES: dict[str, dict[str, Any]] = {
     "patch": {
-        "fields": {"position": "learned", "pool": "class", "class_position": True},
+        "fields": {"width": 64, "depth": 1, "position": "learned", "pool": "class", "class_position": True},
         "depth": "uint8",
         "sizes": ((12, 40), (24, 24)),
         "task": CLASSES,
     },
     "t2t": {"fields": {"position": "relative", "position_at": "every"}, "depth": "uint16", "task": LABELS},
-    "performer": {"fields": {"position": "rope2d", "pool": "attention"}, "depth": "float32", "task": NUMBERS},
+    "performer": {
+        "fields": {"depth": 1, "position": "rope2d", "pool": "attention"},
+        "depth": "float32",
+        "task": NUMBERS,
+    },
     "stem": {
         "fields": {"position": "none", "conditional": True, "pool": "class", "registers": 2, "channels": 1},
         "depth": "uint8",
@@ -84,14 +88,15 @@ def make_case(
 @pytest.fixture(scope="module")
 def case(request, tmp_path_factory) -> Case:
     """Made once a row of CASES: pytest runs the tests of a row together."""
+    if request.param == "patch":
+        return request.getfixturevalue("patch")
     return make_case(tmp_path_factory.mktemp(request.param), request.param, **CASES[request.param])
 
 
 @pytest.fixture(scope="module")
 def patch(tmp_path_factory) -> Case:
     """A model of two sizes, wide enough that its matrices are most of its file."""
-    fields = {"width": 64, "position": "sincos2d"}
-    return make_case(tmp_path_factory.mktemp("wide"), "patch", fields, "uint8", CLASSES, ((12, 40), (24, 24)))
+    return make_case(tmp_path_factory.mktemp("patch"), "patch", **CASES["patch"])
 
 
 def size_of(model: VisionTransformer) -> int:
