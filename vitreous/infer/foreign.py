@@ -92,18 +92,18 @@ class _Walk:
         self.made: list[tuple[str, list[str]]] = []  # operators that make tensors, and their inputs
         self.known: dict[str, list[int]] = {}  # small tensors of whole numbers
 
-    def message(self, kind: str, start: int, end: int, depth: int) -> dict[int, Any]:
+    def message(self, kind: str, start: int, end: int, depth: int) -> dict[Any, Any]:
         """Walks a message and all in it; returns its fields of text and numbers that are of use."""
         if depth > DEEP:
             raise _OddError("graphs too deep in each other")
-        values: dict[int, Any] = {}
+        values: dict[Any, Any] = {}
         for number, value in self.fields(start, end):
             if (kind, number) in REFUSED:
                 raise _OddError(REFUSED[kind, number])
             if inner := INTO.get(kind, {}).get(number):
                 if not isinstance(value, tuple):
                     raise ValueError
-                found = self.message(inner, *value, depth + 1)
+                found = self.message(inner, value[0], value[1], depth + 1)
                 if kind == "node" and found.get("name", "").startswith("value"):
                     values["constant"] = found.get("numbers")
                 if inner == "tensor" and kind == "attribute":
