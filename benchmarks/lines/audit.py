@@ -29,6 +29,11 @@ def run(options: argparse.Namespace) -> bool:
         print(f"not audited: pip-audit is not installed, or its database cannot be reached ({why})")
         return False
     skipped = [package["name"] for package in packages if "skip_reason" in package]
+    if len(skipped) == len(packages):
+        print(
+            f"not audited: the database knows none of the {len(packages)} packages, so it cannot be reached from here"
+        )
+        return False
     found = [(package, one) for package in packages for one in package.get("vulns", ())]
     for package, one in found:
         print(f"{package['name']} {package['version']}  {one['id']}  mended in {', '.join(one['fix_versions']) or '–'}")
