@@ -89,7 +89,7 @@ def _load(path: Path) -> "pa.Table":
             return _load_csv(path)
         with pq.ParquetFile(path) as file:  # not read_table, which takes folders called a=1 for columns
             facts = file.metadata
-            if facts.num_rows * facts.num_columns * 8 > 64 * path.stat().st_size + (256 << 20):
+            if facts.num_rows * facts.num_columns * 8 > 64 * path.stat().st_size + (16 << 20):
                 raise InputError(f"{path} claims {facts.num_rows:,} rows, more than is believed of a file of its size.")
             return file.read()
     except (pa.ArrowException, OSError) as error:
