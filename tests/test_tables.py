@@ -11,6 +11,7 @@ import pytest
 
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
+from vitreous.files import unguarded
 from vitreous.infer import tables
 from vitreous.infer.predictor import Prediction
 from vitreous.infer.tables import Row, as_row, check_name, columns, keep_done, part_of, plain, write_rows
@@ -94,10 +95,10 @@ class TestFormats:
         return [*rows_of(ODD_NAMES, 2), as_row(CLASSES, bad, 2)]
 
     @posix
-    def test_csv_is_read_back_equal(self, rows, tmp_path):
+    def test_csv_is_read_back_equal_but_for_the_apostrophe_before_a_formula(self, rows, tmp_path):
         save(rows, tmp_path / "out.csv", 2)
         with open(tmp_path / "out.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            read = list(csv.DictReader(file))
+            read = [{key: unguarded(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
         assert read == [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
 
     @posix

@@ -73,7 +73,7 @@ def check_onnx(content: bytes, path: Path) -> str:
         walk.check_sizes()
     except _OddError as fault:
         raise InputError(f"{path} holds {fault}: {EXPECTED}") from None
-    except (IndexError, ValueError, struct.error):
+    except (IndexError, ValueError, TypeError, struct.error):  # TypeError: a field of another wire type than its own
         raise InputError(f"{path} is damaged, or no ONNX file: {EXPECTED}") from None
     if len(cards) != 1:
         raise InputError(f"{path} has {'several cards' if cards else 'no card'}: {EXPECTED}")
