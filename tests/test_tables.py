@@ -95,7 +95,7 @@ class TestFormats:
         return [*rows_of(ODD_NAMES, 2), as_row(CLASSES, bad, 2)]
 
     @posix
-    def test_csv_is_read_back_equal(self, rows, tmp_path):
+    def test_csv_is_read_back_equal_but_for_the_apostrophe_before_a_formula(self, rows, tmp_path):
         save(rows, tmp_path / "out.csv", 2)
         with open(tmp_path / "out.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
             read = [{key: unguarded(cell) for key, cell in row.items()} for row in csv.DictReader(file)]

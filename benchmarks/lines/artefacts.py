@@ -29,7 +29,7 @@ EVENTS = ("open", "pickle.find_class", "subprocess.Popen", "os.system", "os.exec
 
 def run(options: argparse.Namespace) -> bool:
     """Runs all artefacts, or the first `count` of them; prints a row each, and what was most."""
-    from hostile import ARTEFACTS
+    from hostile import ARTEFACTS  # pyright: ignore[reportMissingImports]
 
     chosen = ARTEFACTS if options.count >= COUNT else ARTEFACTS[: options.count]
     print(f"{'artefact':<58}{'seconds':>8}{'MB':>7}  outcome")
@@ -102,7 +102,7 @@ def prepare() -> None:
 def child(name: str, folder: Path) -> None:
     """Makes an artefact, reads it, prints what came of it, and ends the process."""
     prepare()
-    import hostile
+    import hostile  # pyright: ignore[reportMissingImports]
     from PIL import Image
 
     from vitreous.errors import InputError

@@ -238,9 +238,10 @@ def seed_of_png() -> bytes:
 
 def fuzz(name: str, folder: Path, count: int, seed: int) -> None:
     """Gives a parser so many inputs, by what they reach in our own modules."""
-    import atheris
+    import atheris  # pyright: ignore[reportMissingImports]
 
-    with atheris.instrument_imports(include=["vitreous"], enable_loader_override=False):  # pyright: ignore[reportAttributeAccessIssue]
+    instrumented: Any = atheris.instrument_imports  # pyright: ignore
+    with instrumented(include=["vitreous"], enable_loader_override=False):
         import vitreous.data.decode
         import vitreous.data.tables
         import vitreous.infer.foreign

@@ -80,7 +80,7 @@ def light_columns(
     for place in places:
         with opened(place) as parquet:
             schema, facts = parquet.schema_arrow, parquet.metadata
-            if facts.num_rows * facts.num_columns * 8 > CLAIM * size_of(place) + (256 << 20):
+            if facts.num_rows * facts.num_columns * 8 > CLAIM * size_of(place) + (16 << 20):
                 raise InputError(f"{shown(place)} claims {facts.num_rows:,} rows, more than is believed of its size.")
             leaves = {field.name: leaf for field in schema if (leaf := _leaf(field))}
             wanted = [name for name in schema.names if name not in leaves]

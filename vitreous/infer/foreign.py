@@ -7,7 +7,7 @@ neither is built in memory, so that a file costs no more than its size.
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.parsers import expat
@@ -73,7 +73,7 @@ def check_onnx(content: bytes, path: Path) -> str:
         walk.check_sizes()
     except _OddError as fault:
         raise InputError(f"{path} holds {fault}: {EXPECTED}") from None
-    except (IndexError, ValueError, struct.error):
+    except (IndexError, ValueError, TypeError, struct.error):  # TypeError: a field of another wire type than its own
         raise InputError(f"{path} is damaged, or no ONNX file: {EXPECTED}") from None
     if len(cards) != 1:
         raise InputError(f"{path} has {'several cards' if cards else 'no card'}: {EXPECTED}")
@@ -92,11 +92,11 @@ class _Walk:
         self.made: list[tuple[str, list[str]]] = []  # operators that make tensors, and their inputs
         self.known: dict[str, list[int]] = {}  # small tensors of whole numbers
 
-    def message(self, kind: str, start: int, end: int, depth: int) -> dict[int | str, Any]:
+    def message(self, kind: str, start: int, end: int, depth: int) -> dict[Any, Any]:
         """Walks a message and all in it; returns its fields of text and numbers that are of use."""
         if depth > DEEP:
             raise _OddError("graphs too deep in each other")
-        values: dict[int | str, Any] = {}
+        values: dict[Any, Any] = {}
         for number, value in self.fields(start, end):
             if (kind, number) in REFUSED:
                 raise _OddError(REFUSED[kind, number])
@@ -110,8 +110,7 @@ class _Walk:
                     values["numbers"] = found.get("numbers")
             else:
                 values.setdefault(number, []).append(value)
-        look: Callable[[Any], Any] = getattr(self, f"_{kind}", lambda values: values)
-        return look(values)
+        return getattr(self, f"_{kind}", lambda values: values)(values)
 
     def fields(self, at: int, end: int) -> Iterator[tuple[int, Any]]:
         """The fields of a message: numbers, or (start, end) of what is longer."""
