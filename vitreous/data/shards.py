@@ -269,7 +269,7 @@ def _refuse_unsafe(shards: Sequence[Shard], where: str) -> None:
         name
         for shard in shards
         for name in shard.names
-        if name.startswith("/") or ".." in name.split("/") or PureWindowsPath(name).drive
+        if name.startswith("/") or ".." in name.split("/") or (":" in name and PureWindowsPath(name).drive)
     ]
     if unsafe:
         raise InputError.listing(
