@@ -556,6 +556,13 @@ class TestParquet:
         with pytest.raises(InputError, match=r"row 1 of row group 3 holds no picture"):
             source.read(4)
 
+    def test_its_pictures_are_asked_about(self, tmp_path):
+        self.write(tmp_path / "a.parquet", 0)
+        self.write(tmp_path / "s/train-0.parquet", 4)
+        source = open_pictures([tmp_path / "a.parquet", tmp_path / "s"])
+        assert source.names == tuple(f"{i}.png" for i in range(8))
+        assert read_all(source) == [b"picture %d" % i for i in range(8)]
+
     def test_files_whose_columns_differ_are_refused(self, tmp_path):
         self.write(tmp_path / "a.parquet", 0)
         pq.write_table(pa.table({"image": [b"A"], "label": ["text"]}), tmp_path / "b.parquet")
