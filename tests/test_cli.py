@@ -240,7 +240,7 @@ class TestRefusedWords:
     def test_an_unknown_verb(self, refused):
         assert refused("trian") == (
             "vitreous: there is no verb 'trian': expected one of check, train, eval, predict, explain, report, export, "
-            "serve, import, models\n"
+            "serve, import, pack, models\n"
         )
 
     def test_an_unknown_option_with_the_nearest(self, refused, shapes):

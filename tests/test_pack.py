@@ -199,7 +199,7 @@ class TestFaults:
         source = open_source(tmp_path / "d")
         with pytest.raises(InputError, match=r"2 of 6 pictures cannot be read:\n  blue/01.*\n  red/00[^$]*--skip-bad"):
             pack(source, tmp_path / "out", size=1, threads=2)
-        assert not (tmp_path / "out").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["d"]
         said: list[str] = []
         found = pack(source, tmp_path / "out", size=1, skip_bad=True, say=said.append)
         assert found.pictures == 4
@@ -214,7 +214,15 @@ class TestFaults:
         monkeypatch.setattr(packing, "write_index", full)
         with pytest.raises(OSError, match="No space left"):
             pack(open_source(folder), tmp_path / "out", size=1 << 30)
-        assert not (tmp_path / "out").exists()
+        assert not list(tmp_path.iterdir())
+
+    def test_what_a_pack_that_was_killed_left_is_removed_by_the_next(self, folder, packed, tmp_path):
+        (tmp_path / ".out.partial").mkdir()
+        (tmp_path / ".out.partial/train-000009.tar").write_bytes(b"half")
+        (tmp_path / "out").mkdir()
+        pack(open_source(folder), tmp_path / "out", size=1 << 30, pictures=9)
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert making.tree(tmp_path / "out") == {str(tmp_path / "out" / p.name) for p in packed["tar"].iterdir()}
 
     @pytest.mark.parametrize("at", ["picture", "note"])
     def test_what_changed_after_it_was_packed_is_named_when_it_is_read(self, folder, packed, tmp_path, at):

@@ -453,7 +453,7 @@ class TestRemote:
             open_source(server.url("a.tar?other"))
 
     def test_a_folder_behind_http_needs_an_index(self, server):
-        with pytest.raises(InputError, match=r"HTTP does not list what a folder holds.*train-\{000000"):
+        with pytest.raises(InputError, match=r"not list what a folder holds.*train-\{000000[^$]*index cannot be.* 404"):
             open_source(server.url("folder"))
 
     def test_behind_an_index_nothing_else_is_read(self, server, tmp_path):
@@ -555,6 +555,13 @@ class TestParquet:
         source = open_source(tmp_path / "t.parquet")
         with pytest.raises(InputError, match=r"row 1 of row group 3 holds no picture"):
             source.read(4)
+
+    def test_its_pictures_are_asked_about(self, tmp_path):
+        self.write(tmp_path / "a.parquet", 0)
+        self.write(tmp_path / "s/train-0.parquet", 4)
+        source = open_pictures([tmp_path / "a.parquet", tmp_path / "s"])
+        assert source.names == tuple(f"{i}.png" for i in range(8))
+        assert read_all(source) == [b"picture %d" % i for i in range(8)]
 
     def test_files_whose_columns_differ_are_refused(self, tmp_path):
         self.write(tmp_path / "a.parquet", 0)

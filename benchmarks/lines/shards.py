@@ -25,7 +25,7 @@ from vitreous.errors import InputError
 
 COUNT = 100_000
 ADD_ARGUMENTS = None
-SLOWEST = 2.0  # seconds
+SLOWEST = 2.0  # seconds of the processor
 PICTURES, MOST_READS = 60, 3_000
 
 
@@ -37,7 +37,7 @@ def run(options: Namespace) -> bool:
     corpus = seeds()
     for i in range(options.count):
         data = changed(corpus, rng)
-        began = time.perf_counter()
+        began = time.process_time()  # of the processor: a busy machine is no hang
         try:
             fuzz_shards(data)
             read += 1
@@ -45,7 +45,7 @@ def run(options: Namespace) -> bool:
             refused += 1
         except Exception as fault:
             faults.append(f"input {i}: {type(fault).__name__}: {fault}")
-        slowest = max(slowest, time.perf_counter() - began)
+        slowest = max(slowest, time.process_time() - began)
     held = not faults and slowest <= SLOWEST
     print(
         f"changed tars   {options.count:,}: {read:,} read, {refused:,} refused, {len(faults):,} other; "

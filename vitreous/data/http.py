@@ -55,6 +55,8 @@ def get_part(url: str, start: int, count: int) -> Part:
         try:
             if reply.status in _REDIRECTS and (to := reply.headers.get("Location")):
                 url = urljoin(where, to)
+                if where.lower().startswith("https:") and not url.lower().startswith("https:"):
+                    raise InputError("the server sends on from https to where anybody could listen or change it")
                 continue
             part = _part(reply, start, count)
             if reply.isclosed() and not reply.will_close:  # it was read to its end

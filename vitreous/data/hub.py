@@ -1,5 +1,6 @@
 """Data sets of Hugging Face, through its `datasets` library: downloaded to its own cache, no code of theirs run."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def open_hub(data: str, target: Sequence[str], path_column: str | None, group: s
     found = _NAME.fullmatch(data)
     if not found:
         raise InputError(f"{data}: expected hf://owner/name, or hf://owner/name:config.")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         import datasets  # pyright: ignore[reportMissingImports]
     except ImportError as error:

@@ -92,8 +92,8 @@ def index_shards(places: Sequence[str], index: Index | None = None) -> list[Shar
     return [beside.get(place) or made[place] for place in places]  # pyright: ignore
 
 
-def index_shard(place: str) -> Shard:
-    """The index of one shard, from the cache or its headers. Raises `InputError`."""
+def index_shard(place: str, keep: bool = True) -> Shard:
+    """The index of one shard, from the cache or its headers, and whether to keep it then. Raises `InputError`."""
     try:
         status = stat(place)
         kept = _cache_file(place, status)
@@ -111,7 +111,7 @@ def index_shard(place: str) -> Shard:
                 shard = _indexed(place, read, status.size, NEAR)
     except OSError as error:
         raise InputError(f"{place} cannot be read: {error.strerror}.") from error
-    if status.stamp and (is_url(place) or len(shard.names) >= CACHED):
+    if keep and status.stamp and (is_url(place) or len(shard.names) >= CACHED):
         with suppress(OSError):  # a cache that cannot be written is no reason to stop
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_index(kept, [shard], [os.path.basename(place)])

@@ -24,7 +24,7 @@ def digest(picture: bytes | np.ndarray) -> str:
     return hashlib.blake2b(picture, digest_size=16).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Known:
     """A picture's digest and facts, told beforehand; whatever is read is held against them."""
 
@@ -32,7 +32,7 @@ class Known:
     facts: Facts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Note:
     """Of one picture: its name and place in the source, its split, which fields are targets, and which is the group."""
 

@@ -5,8 +5,11 @@ facts, so that what is trained on the shards is trained on the same pictures, in
 """
 
 import io
+import itertools
 import json
+import os
 import re
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,7 +82,7 @@ def pack(
 ) -> Packed:
     """Writes a source's pictures to shards in a new folder: `train-000000.tar` …, and an index beside them.
 
-    Each shard is written whole or not at all, and the same source gives the same bytes. Of arrays, 8-bit grey and RGB
+    The folder appears whole or not at all, and the same source gives the same bytes. Of arrays, 8-bit grey and RGB
     become PNG and all others .npy; both keep every value.
 
     Args:
@@ -97,20 +100,22 @@ def pack(
     Raises:
         InputError: something is in the way, or pictures cannot be read; all of them are named, and nothing stays.
     """
+    out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists: expected a new or empty folder to pack into.")
     titles = [*source.columns, *([group or "group"] if source.groups is not None else [])]
     if len(set(titles)) < len(titles) or NOTE in titles:
         raise InputError(f"{out}: expected different names of targets and group, and none called {NOTE}: {titles}.")
-    new = not out.exists()
-    out.mkdir(parents=True, exist_ok=True)
     write = _Parquet(source, titles).write if form == "parquet" else _write_tar
+    partial = out.with_name(f".{out.name}.partial")  # OUT appears with all that is in it
+    shutil.rmtree(partial, ignore_errors=True)  # of a pack that was killed
+    partial.mkdir(parents=True)
     faults: list[str] = []
     written: list[Path] = []
     counts = dict.fromkeys(SPLITS, 0)
     done = 0
 
-    def stepped(numbers: np.ndarray) -> Iterator[_Sample]:
+    def read(numbers: np.ndarray) -> Iterator[_Sample]:
         nonlocal done
         for found in in_order(lambda i: _sample(source, i, titles), numbers.tolist(), threads):
             done += 1
@@ -123,36 +128,29 @@ def pack(
     try:
         for split in SPLITS:
             numbers = np.flatnonzero(np.isin(source.splits, (split, "") if split == "train" else (split,)))
-            samples = _Ahead(stepped(numbers))
-            number = 0
-            while samples.next is not None:
-                path = out / f"{split}-{number:06}.{form}"
-                some = samples.until(size, pictures)
-                counts[split] += write_counted(path, write, some)
+            samples = _Ahead(read(numbers))
+            for number in itertools.count():
+                if samples.next is None:
+                    break
+                path = partial / f"{split}-{number:06}.{form}"
+                counts[split] += _write_counted(path, write, samples.until(size, pictures))
                 written.append(path)
-                number += 1
         if faults:
-            told = InputError.listing(
-                f"{len(faults):,} of {len(source):,} pictures cannot be read:",
-                faults,
-                "--skip-bad: they are left out"
-                if skip_bad
-                else "mend or remove them, or leave them out with --skip-bad",
-            )
+            mend = "they are left out" if skip_bad else "mend or remove them, or leave them out with --skip-bad"
+            told = InputError.listing(f"{len(faults):,} of {len(source):,} pictures cannot be read:", faults, mend)
             if not skip_bad or not written:
                 raise told
             say(str(told))
         if form == "tar":
-            shards = [index_shard(str(path)) for path in written]
-            write_index(out / INDEX, shards, [path.name for path in written])
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        (out / INDEX).unlink(missing_ok=True)
-        if new:
+            shards = [index_shard(str(path), keep=False) for path in written]
+            write_index(partial / INDEX, shards, [path.name for path in written])
+        total = sum(path.stat().st_size for path in written)
+        if out.exists():
             out.rmdir()
+        os.replace(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
         raise
-    total = sum(path.stat().st_size for path in written)
     splits = {split: count for split, count in counts.items() if count}
     return Packed(str(out), sum(counts.values()), len(written), total, splits)
 
@@ -166,7 +164,7 @@ def parse_size(text: str) -> int:
     return max(1, int(float(found[1]) * _UNITS[unit]))
 
 
-def write_counted(path: Path, write: Callable[[Path, Iterator[_Sample]], None], samples: Iterator[_Sample]) -> int:
+def _write_counted(path: Path, write: Callable[[Path, Iterator[_Sample]], None], samples: Iterator[_Sample]) -> int:
     """Writes a shard whole or not at all; returns how many samples went in."""
     count = 0
 

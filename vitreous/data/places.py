@@ -107,17 +107,23 @@ def _near(folder: str, deep: bool = True) -> Iterator[str]:
 
 
 def _shards_in(folder: str) -> Shards:
+    told = ""
     if is_url(folder) or os.path.exists(joined(folder, INDEX)):
         try:
             index = read_index(joined(folder, INDEX))
-        except InputError:  # mostly, far away, there is none
+        except InputError as fault:  # mostly, far away, there is none
             if not is_url(folder):
                 raise
+            told = f"\n{fault}"
         else:
             places = [joined(folder, name) for name in index.names]
             return Shards(folder, ".tar", places, index.names, index).checked()
     for suffix in (".tar", ".parquet"):
-        if names := listed(folder, suffix):
+        try:
+            names = listed(folder, suffix)
+        except InputError as fault:
+            raise InputError(f"{fault}{told}") from None
+        if names:
             return Shards(folder, suffix, [joined(folder, name) for name in names], names)
     raise InputError(f"{shown(folder)} holds no .tar and no .parquet.")
 

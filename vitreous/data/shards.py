@@ -47,12 +47,11 @@ class Ranges:
         return content
 
 
-@dataclass
+@dataclass(slots=True)
 class _Sample:
     """What is stored under one key of one shard."""
 
     shard: int
-    key: str
     parts: dict[str, int]  # extension -> number of the member
     fields: dict[str, Any]  # of its JSON; "class" of its .cls, "txt" of its .txt
     note: Note | None = None
@@ -123,6 +122,7 @@ def _samples(shards: Sequence[Shard], names: Sequence[str], where: str) -> tuple
                 sample.picture = _picture_of(sample, shard)
                 if sample.picture >= 0:
                     _read_fields(sample, shard)
+                    sample.parts = {}  # there may be millions
                     samples.append(sample)
                 else:
                     ignored += [shard.names[member] for member in sample.parts.values()]
@@ -144,7 +144,7 @@ def _grouped(number: int, shard: Shard) -> Iterator[_Sample]:
         key = f"{folder}/{stem}"
         sample = samples.get(key)
         if sample is None:
-            sample = samples[key] = _Sample(number, key, {}, {})
+            sample = samples[key] = _Sample(number, {}, {})
         sample.parts[extension] = member
     yield from samples.values()
 
@@ -269,7 +269,7 @@ def _refuse_unsafe(shards: Sequence[Shard], where: str) -> None:
         name
         for shard in shards
         for name in shard.names
-        if name.startswith("/") or ".." in name.split("/") or PureWindowsPath(name).drive
+        if name.startswith("/") or ".." in name.split("/") or (":" in name and PureWindowsPath(name).drive)
     ]
     if unsafe:
         raise InputError.listing(

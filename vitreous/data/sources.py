@@ -253,7 +253,7 @@ def _inside_shards(
     given: str | os.PathLike,
 ) -> tuple[tuple[str, ...], Callable[[int], bytes | np.ndarray]] | None:
     """The names of the pictures of shards, whatever else is in them, and how to read them; None of other data."""
-    if str(given).startswith("hf://"):
+    if str(given).startswith("hf://") or (str(given).lower().endswith(".parquet") and os.path.isfile(given)):
         source = open_source(given)
         return source.names, source.read
     found = find_shards(given)

@@ -89,9 +89,9 @@ def members(read: Callable[[int, int], bytes], size: int) -> Iterator[Member]:
 
 def _check(header: bytes, at: int) -> None:
     stored = _octal(header[148:156])
-    unsigned = sum(header[:148]) + 8 * 0x20 + sum(header[156:])
-    signed = unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:])  # of some old writers
-    if stored in (unsigned, signed):
+    rest = header[:148] + b" " * 8 + header[156:]
+    unsigned = sum(rest)
+    if stored == unsigned or stored == unsigned - 256 * sum(byte > 127 for byte in rest):  # signed, of old writers
         return
     packer = next((packer for magic, packer in _PACKERS.items() if header.startswith(magic)), None)
     if at == 0:
