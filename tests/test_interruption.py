@@ -347,7 +347,20 @@ def wait_for(process: subprocess.Popen[str], due: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-WORDS = ("--model", "vit_xs_1", "--size", "4x4", "--threads", "1", "--epochs", "1000", "--batch", "6")
+WORDS = (
+    "--model",
+    "vit_xs_1",
+    "--size",
+    "4x4",
+    "--threads",
+    "1",
+    "--epochs",
+    "1000",
+    "--batch",
+    "6",
+    "--optimizer",
+    "adamw",
+)
 
 
 @posix
@@ -355,7 +368,7 @@ class TestTheCommand:
     def test_sigterm_leaves_with_143_and_says_how_to_go_on(self, tmp_path):
         run = tmp_path / "run"
         data = make_arrays(tmp_path / "arrays.npz")
-        process = start("train", data, "--out", run, *WORDS)
+        process = start("train", data, "--out", run, "--save-every", "1", *WORDS)
         wait_for(process, lambda: newest_step(run) > 0)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=300)

@@ -23,10 +23,11 @@ from vitreous.training.verify import parts_of
 LIMIT = 1800.0  # seconds that any one run may take
 FIRST = "step-000000000.safetensors"
 MODELS = {
-    "ViT": ("--model", "vit_xs_8", "--size", "24x32"),
-    "T2T": ("--model", "t2t_vit_xs_16", "--size", "32x48"),
+    "ViT": ("--model", "vit_xs_8", "--size", "24x32", "--optimizer", "adamw"),
+    "T2T": ("--model", "t2t_vit_xs_16", "--size", "32x48", "--optimizer", "muon"),
 }
-LENGTHS = {"epochs": ("--epochs", "8"), "minutes": ("--minutes", "0.1")}
+LENGTHS = {"epochs": ("--epochs", "4"), "minutes": ("--minutes", "0.1")}
+SAVES = ("--batch", "8", "--save-every", "2", "--threads", "1")  # about 20 steps with --epochs
 
 _context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
 if os.name == "posix":
@@ -127,8 +128,8 @@ class Runs:
         self._number += 1
         run = self.folder / f"run-{self._number}"
         if kind.length == "minutes" or kind not in self._beginnings:  # a plan of minutes begins with its clock
-            words = (*MODELS[kind.model], *LENGTHS[kind.length], "--batch", 8, "--save-every", 3, "--threads", 1)
-            words = ("train", self.data, "--out", run, *words, "--workers", kind.workers)
+            words = (*MODELS[kind.model], *LENGTHS[kind.length], *SAVES, "--workers", kind.workers)
+            words = ("train", self.data, "--out", run, *words)
             process = start(self.log, *words)
             if not wait_until(process, (run / "last" / FIRST).exists):
                 finish(process, self.log)

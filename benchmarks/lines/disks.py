@@ -20,7 +20,7 @@ from typing import Any
 
 from vitreous.rundir import RunDir
 
-from ._runs import Kind, Runs, finish, newest_step, start
+from ._runs import LENGTHS, MODELS, SAVES, Kind, Runs, finish, newest_step, start
 
 COUNT = 30
 ADD_ARGUMENTS = None
@@ -73,8 +73,7 @@ def run(options: argparse.Namespace) -> bool:
         path = options.folder / f"fresh-{number}" if fresh else runs.begin(kind)
         words = ("train", "--resume", path)
         if fresh:
-            words = ("train", runs.data, "--out", path, "--model", "vit_xs_8", "--size", "24x32", "--threads", 1)
-            words = (*words, "--epochs", 8, "--batch", 8, "--save-every", 3)
+            words = ("train", runs.data, "--out", path, *MODELS["ViT"], *LENGTHS["epochs"], *SAVES)
             point = number // 5
         process = start(runs.log, *words, before=functools.partial(fail, fault, point))
         process.join(600)

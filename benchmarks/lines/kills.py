@@ -25,14 +25,14 @@ def run(options: argparse.Namespace) -> bool:
     for kind in kinds():
         if not due:
             break
-        path = runs.begin(kind)
-        at, wanted = [], A_RUN
+        path, at = runs.begin(kind), []
+        seconds = runs.seconds(kind)
         process = start(runs.log, "train", "--resume", path)
-        while due and len(at) < wanted:
+        while due and len(at) < A_RUN:
             if due[-1] == "save":
                 hit = wait_until(process, lambda path=path: any(path.glob("last/.*.tmp")))
             else:
-                process.join(random.uniform(0, 0.9 * runs.seconds(kind) / A_RUN))
+                process.join(random.uniform(0, 0.9 * seconds / A_RUN))
                 hit = process.is_alive()
             if not hit or not process.is_alive():
                 break  # it was done before

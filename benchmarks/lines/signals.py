@@ -23,9 +23,10 @@ def run(options: argparse.Namespace) -> bool:
     runs, held, slowest = Runs(options.folder), True, 0.0
     for number, kind in zip(range(options.count), kinds(), strict=False):
         path = runs.begin(kind)
+        seconds = runs.seconds(kind)
         process = start(runs.log, "train", "--resume", path)
         wait_until(process, lambda path=path: newest_step(path) > 0)
-        process.join(random.uniform(0, 0.5 * runs.seconds(kind)))
+        process.join(random.uniform(0, 0.5 * seconds))
         which = (signal.SIGTERM, signal.SIGINT)[number % 2]
         twice = which == signal.SIGINT and number % 3 == 1
         if not process.is_alive():
