@@ -13,21 +13,16 @@ import ranked
 import torch
 from safetensors.torch import load_file, save_file
 
+import vitreous
 from vitreous.data.batches import divide_rows
 from vitreous.errors import InputError
 from vitreous.model.vit import build
 from vitreous.training.distributed import ALONE, World, joined
+from vitreous.training.journal import read_rows
 from vitreous.training.planner import make_plan
 from vitreous.training.recipe import TrainConfig
 
 HERE = Path(__file__).parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-
-
-def torchrun(*words: str | Path, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    """Two processes of torchrun, on a port that is free."""
-    command = [*TORCHRUN, "--standalone", "--max-restarts", str(restarts), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 class TestRows:
@@ -76,15 +71,18 @@ def compared(shapes, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Any], 
         path = folder / f"alone, {own.optimizer}.safetensors"
         save_file(ranked.kept(state.tensors), path)
         alone[name] = alone[name.replace("whole", "divided")] = found
-        resumed, _ = ranked.learn(job, own, start=ranked.state_at(path, ranked.STEPS))
-        alone[f"{name}, resumed"] = alone[f"{name.replace('whole', 'divided')}, resumed"] = resumed
-    done = torchrun(HERE / "ranked.py", shapes, folder)
-    assert (folder / "found.json").exists(), done.stderr
+        if name == "whole":
+            resumed, _ = ranked.learn(job, own, start=ranked.state_at(path, ranked.STEPS))
+            alone["whole, resumed"] = alone["divided, resumed"] = resumed
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["--max-restarts", "1", str(HERE / "ranked.py"), str(shapes), str(folder)]
+    done = subprocess.run([*torchrun, *words], capture_output=True, text=True, timeout=600)
+    assert (folder / "answers.json").exists(), done.stderr
     return alone, json.loads((folder / "found.json").read_text("utf-8")), folder, done.stderr
 
 
 class TestTwoProcesses:
-    @pytest.mark.parametrize("case", [name + rest for name in ranked.CASES for rest in ("", ", resumed")])
+    @pytest.mark.parametrize("case", [*ranked.CASES, "whole, resumed", "divided, resumed"])
     def test_they_take_the_steps_of_one(self, compared, case):
         alone, found = compared[0][case], compared[1][case]
         assert found["pictures"] == alone["pictures"]
@@ -102,3 +100,25 @@ class TestTwoProcesses:
 
     def test_they_agree(self, compared):
         assert compared[1]["sums"] == [True, False, 7.5]
+        assert compared[1]["turns"] == [0, 1]
+
+    def test_where_one_fails_it_says_why_and_the_others_end(self, compared):
+        assert compared[3].count("what the first process alone can know") == 1
+
+
+class TestKilledAndStartedAgain:
+    def test_the_run_goes_on_and_ends_as_that_of_one_process(self, compared, shapes, tmp_path):
+        folder = compared[2]
+        assert json.loads((folder / "answers.json").read_text("utf-8"))["again"]
+        alone = vitreous.train(shapes, out=tmp_path / "alone", **ranked.RUN)
+        two, one = read_rows(folder / "run", 1000), read_rows(alone, 1000)
+        assert [row["step"] for row in two] == [row["step"] for row in one]
+        for name in ("train_loss", "val_loss"):
+            np.testing.assert_allclose([row[name] for row in two], [row[name] for row in one], rtol=1e-3)
+
+    def test_they_answer_as_one(self, compared, shapes):
+        found = json.loads((compared[2] / "answers.json").read_text("utf-8"))
+        predictor = vitreous.load(compared[2] / "run", engine="torch", precision="fp32")
+        result = vitreous.evaluate(predictor, shapes, split="all", say=lambda text: None)
+        assert found["names"] == list(result.names)
+        np.testing.assert_allclose(found["answers"], result.answers, atol=1e-6)

@@ -218,6 +218,8 @@ def _meet(world: World) -> World:
     from torch.distributed.rendezvous import rendezvous
 
     store, _, _ = next(rendezvous("env://", timeout=COLLECTIVE))
+    # torchrun's own store outlives a restart: what was said before it must not be taken for what is said now.
+    store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     gpus = torch.cuda.is_available() and is_nccl_available()
     init_process_group(
         "cpu:gloo,cuda:nccl" if gpus else "gloo",

@@ -1,5 +1,6 @@
 """A model on several processes: whole in each of them (DDP), or divided over them, block by block (FSDP2)."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -24,6 +25,8 @@ def average_gradients(model: nn.Module) -> nn.Module:
     """The model, whose backward passes then give the mean of the gradients of all processes."""
     from torch.nn.parallel import DistributedDataParallel
 
+    # Of convolutions of one channel, whose gradients may be laid out otherwise than their weights: it is no error.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -237,11 +238,14 @@ def _fit_and_finish(
 
 
 def _finish(trained: nn.Module, job: Job, plan: Plan, run: RunDir, journal: Journal, world: World):
-    """The final weights, what the validation split tells of them, and the figures."""
+    """The final weights, and what is said of them."""
     run.write_weights(gathered(trained.state_dict(), world.first))
     outputs, targets = outputs_on(trained, job, job.validation, plan, "fp32", world=world)
-    if not world.first:
-        return
+    world.agree(lambda: _judge(outputs, targets, job, run, journal))  # a run is finished in all processes, or in none
+
+
+def _judge(outputs: np.ndarray, targets: np.ndarray, job: Job, run: RunDir, journal: Journal):
+    """What the validation split tells of the final weights, and the figures."""
     calibration = Calibration.fit(job.task, outputs, targets)
     answers = calibration.answers(job.task, outputs)
     true = job.task.restore(targets) if job.task.kind == "regression" else targets
