@@ -81,7 +81,7 @@ def typed(there: Path) -> dict[str, int]:
 def test_the_commands_run_as_typed(typed: dict[str, int], there: Path):
     assert {command: code for command, code in typed.items() if code} == {}
     verbs = {command.split()[1] for command in typed}
-    assert verbs == {"check", "train", "eval", "predict", "export", "explain", "report", "models"}
+    assert verbs == {"check", "train", "eval", "predict", "export", "explain", "report", "pack", "models"}
     with open(there / "answers.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
 
