@@ -162,7 +162,7 @@ def describe_presets(size: str, channels: int, outputs: int) -> list[dict[str, A
 
 
 def _parameters_of(config: ModelConfig) -> int:
-    """What `count_parameters` gives for its model: worked out from one and two blocks, as each further one adds the same."""
+    """What `count_parameters` gives for its model, from a block and from two: each further one adds the same."""
     with torch.device("meta"):
         one, two = (count_parameters(VisionTransformer(dataclasses.replace(config, depth=d))) for d in (1, 2))
     return one + (config.depth - 1) * (two - one)
