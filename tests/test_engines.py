@@ -171,10 +171,11 @@ class TestONNXFile:
         assert size_of(patch.model) < patch.files["onnxruntime"].stat().st_size < 1.4 * size_of(patch.model)
 
     def test_pictures_of_another_size_are_refused_and_not_taken_for_others(self, patch):
-        """(24, 48) holds as many pixels as two of (24, 24)."""
+        """Not even those that hold as many pixels, alone or together."""
         _, engine = open_export(patch.files["onnxruntime"], 1)
-        with pytest.raises(Exception, match=r"[Rr]eshape"):
-            engine.run(patch.pixels((24, 48), 2))
+        for size in ((40, 12), (20, 24), (24, 48), (1, 1)):
+            with pytest.raises(Exception, match="expected_pixels_of_12x40_or_24x24"):
+                engine.run(patch.pixels(size, 2))
 
     def test_bf16_halves_it_and_computes_with_rounded_weights(self, patch, tmp_path):
         graphs = {size: to_onnx(program) for size, program in patch.programs.items()}

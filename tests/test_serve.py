@@ -287,6 +287,31 @@ class TestTooMuch:
             assert "retry-after" in late[0].result().headers
         assert gate.batches[1:] == [1]
 
+    def test_a_request_whose_pictures_nobody_comes_to_is_answered_at_its_deadline(self, predictor, fresh, monkeypatch):
+        free, other = threading.Event(), copy.copy(predictor)
+        other.spec = copy.copy(predictor.spec)
+
+        def read(content: bytes, name: str, *rest: object) -> object:
+            assert free.wait(20)
+            return predictor.spec.read(content, name)
+
+        object.__setattr__(other.spec, "read", read)
+        with running(other, deadline=0.5) as served, ThreadPoolExecutor(6) as clients:
+            begun = [clients.submit(served.ask, fresh[0].read_bytes()) for _ in range(other.threads)]
+            until(lambda: served.count("vitreous_waiting_pictures") == other.threads)
+            assert served.ask(fresh[1].read_bytes()).status_code == 503
+            assert not any(one.done() for one in begun)
+            free.set()
+
+    def test_the_pictures_of_one_request_have_a_limit_in_all(self, predictor, fresh):
+        sent = [("a", (path.name, path.read_bytes())) for path in fresh[:4]]
+        with running(predictor, pixels=3 * 24 * 32) as served:  # as many as three of these have
+            answers = httpx.post(f"{served.address}/predict", files=sent).json()["answers"]
+            alone = served.ask(fresh[3].read_bytes())
+        assert alone.status_code == 200
+        assert ["error" in answer for answer in answers] == [False, False, False, True]
+        assert answers[3]["error"].endswith("the pictures of this request have more than 0.0 megapixels in all")
+
     def test_the_pictures_of_a_client_that_is_gone_are_not_computed(self, predictor, fresh):
         slow, gate = gated(predictor)
         with running(slow) as served, ThreadPoolExecutor(2) as clients:

@@ -28,6 +28,7 @@ import numpy as np
 
 from vitreous.data.decode import DEPTHS, THUMB, Facts, decode, inspect, is_read_by_python, thumbnail
 from vitreous.errors import InputError
+from vitreous.fields import read_fields
 
 if TYPE_CHECKING:
     from vitreous.data.preprocess import InputSpec
@@ -220,7 +221,8 @@ def main(seconds: float, memory: int) -> NoReturn:
     """Answers what is asked on the standard input, until that ends."""
     from vitreous.data.preprocess import InputSpec  # which imports this
 
-    specs = functools.cache(lambda text: InputSpec.from_json(json.loads(text)))
+    # Not `from_json`, which asks for what is not known while pixels are read for the first time: their mean.
+    specs = functools.cache(lambda text: read_fields(InputSpec, json.loads(text), "an input spec"))
 
     def answer(job: str, name: str, how: Any, picture: bytes) -> tuple[Any, np.ndarray | None]:
         try:

@@ -32,6 +32,7 @@ from vitreous.strict import ZIP_FAULTS, check_archive, open_regular, parse_json
 
 FORMAT = 1
 SUFFIXES = {".onnx": "onnx", ".zip": "openvino"}
+EXPECTED = "expected_pixels_of_"  # the name of the node that fails where they are of no such size, and then these
 LARGEST = 2 << 30  # bytes of an ONNX file: protobuf's own limit
 LARGEST_TEXT, LARGEST_CARD = 16 << 20, 16 << 20  # bytes of a graph without its weights, and of a card
 OPSET = 20  # of ONNX: the first whose Gelu is an operator
@@ -120,12 +121,14 @@ def to_openvino(program: ExportedProgram) -> Any:
 
 
 def write_openvino(path: Path, graphs: Mapping[Size, Any], card: Card) -> None:
-    """Writes OpenVINO's models, a size each, and the card, as one file; below fp32 the rest of the weights is fp16."""
-    texts, pool = {}, _Pool()
+    """Writes OpenVINO's models, a size each, and the card, as one file; below fp32 the rest of the weights is fp16, but
+    where numbers in units come out: their mean and deviation would be rounded too.
+    """
+    texts, pool, half = {}, _Pool(), card.precision != "fp32" and card.task.kind != "regression"
     with tempfile.TemporaryDirectory() as folder:
         for size, graph in graphs.items():
             place = Path(folder) / f"{graph_name(size)}.xml"
-            import_openvino().save_model(graph, place, compress_to_fp16=card.precision != "fp32")
+            import_openvino().save_model(graph, place, compress_to_fp16=half)
             root = ElementTree.parse(place).getroot()
             pool.take(root, place.with_suffix(".bin").read_bytes())
             texts[place.name] = ElementTree.tostring(root)
@@ -207,6 +210,9 @@ def write_onnx(path: Path, models: Mapping[Size, Any], card: Card) -> None:
     model = next(iter(models.values())) if len(models) == 1 else branching(models, card)
     if card.precision == "bf16":
         store_as_bf16(model)
+    if len(models) == 1:
+        for port in (*model.graph.input, *model.graph.output):
+            port.type.tensor_type.shape.dim[0].dim_param = "batch"
     del model.metadata_props[:]
     classes = json.dumps(list(card.task.names), ensure_ascii=False)
     onnx.helper.set_model_props(model, {"vitreous": card.to_json(), "names": classes})
@@ -224,6 +230,7 @@ def branching(models: Mapping[Size, Any], card: Card) -> Any:
     shared: dict[bytes, str] = {}
     initializers, inner = [], None
     sizes = list(models)
+    listed, one = "_or_".join(f"{h}x{w}" for h, w in sizes), helper.make_tensor("one", onnx.TensorProto.INT64, [], [1])
     for number, size in reversed(list(enumerate(sizes))):
         graph = onnx.compose.add_prefix_graph(models[size].graph, f"g{number}/")
         renamed = {}
@@ -237,18 +244,29 @@ def branching(models: Mapping[Size, Any], card: Card) -> Any:
             renamed[name] = shared[key]
         for node in graph.node:
             node.input[:] = [renamed.get(name, name) for name in node.input]
-        shape = helper.make_tensor(f"g{number}/shape", onnx.TensorProto.INT64, [4], [0, *size, card.spec.channels])
-        cast = helper.make_node("Reshape", ["pixels", shape.name], [f"g{number}/pixels"])
-        branch = helper.make_graph([cast, *graph.node], f"g{number}", [], list(graph.output), [shape])
-        if inner is None:  # the last: what is of no other size
-            inner = branch
-            continue
+        shape = helper.make_tensor(f"g{number}/shape", onnx.TensorProto.INT64, [1, 4], [0, *size, card.spec.channels])
         wanted = helper.make_tensor(f"is{number}/size", onnx.TensorProto.INT64, [2], list(size))
-        nodes = [
+        told = [
             helper.make_node("Shape", ["pixels"], [f"is{number}/shape"], start=1, end=3),
             helper.make_node("Equal", [f"is{number}/shape", wanted.name], [f"is{number}/equal"]),
             helper.make_node("Cast", [f"is{number}/equal"], [f"is{number}/whole"], to=onnx.TensorProto.INT64),
             helper.make_node("ReduceMin", [f"is{number}/whole"], [f"is{number}/least"], keepdims=0),
+        ]
+        # ONNX cannot refuse: of another size, this asks for a row that is not there, and its name says what was due.
+        row = [
+            helper.make_node("Sub", [one.name, f"is{number}/least"], [f"g{number}/row"]),
+            helper.make_node("Gather", [shape.name, f"g{number}/row"], [f"g{number}/known"], name=EXPECTED + listed),
+            helper.make_node("Reshape", ["pixels", f"g{number}/known"], [f"g{number}/pixels"]),
+        ]
+        if inner is None:  # the last: what is of no other size
+            inner = helper.make_graph(
+                [*told, *row, *graph.node], f"g{number}", [], list(graph.output), [shape, wanted, one]
+            )
+            continue
+        cast = [helper.make_node("Squeeze", [shape.name], [f"g{number}/known"]), row[-1]]
+        branch = helper.make_graph([*cast, *graph.node], f"g{number}", [], list(graph.output), [shape])
+        nodes = [
+            *told,
             helper.make_node("Cast", [f"is{number}/least"], [f"is{number}/yes"], to=onnx.TensorProto.BOOL),
         ]
         names = ("outputs", "answers") if number == 0 else (f"if{number}/outputs", f"if{number}/answers")

@@ -10,9 +10,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -39,6 +40,9 @@ class Asked:
     due: float  # on the monotonic clock: when they must be begun with
     gone: Callable[[], bool]  # whether nobody waits for the answer any more
     left: int  # pictures
+    several: bool
+    waiting: "Iterator[Job]" = field(default_factory=lambda: iter(()))  # those that are still to be decoded
+    pixels: int = 0  # of those that are, where there are several
 
 
 @dataclass(eq=False)
@@ -50,15 +54,16 @@ class Job:
     size: int = 0  # which of the spec's
     pixels: np.ndarray | None = None
     answer: np.ndarray | None = None  # (outputs,), calibrated
+    begun: bool = False  # whether it is decoded, or being so
     outcome: str = ""  # "answered", "unusable", "late", "gone" or "failed"
     fault: str = ""  # why it is unusable
 
     def dropped(self, now: float) -> bool:
         """Whether it need not be worked on, as nobody waits for it or it is past its deadline."""
-        if self.asked.gone() or self.asked.future.cancelled():
-            self.outcome = "gone"
-        elif now > self.asked.due:
+        if now > self.asked.due:
             self.outcome = "late"
+        elif self.asked.gone() or self.asked.future.cancelled():
+            self.outcome = "gone"
         return bool(self.outcome)
 
 
@@ -112,22 +117,37 @@ class Batcher:
     async def ask(self, uploads: Sequence[Upload], gone: Callable[[], bool]) -> list[Job]:
         """The jobs of a request's pictures, done. Raises `Refused` where there are too many, or it took too long."""
         self.check(len(uploads))
-        asked = Asked(self._loop.create_future(), time.monotonic() + self.settings.deadline, gone, len(uploads))
+        asked = Asked(
+            self._loop.create_future(), time.monotonic() + self.settings.deadline, gone, len(uploads), len(uploads) > 1
+        )
         jobs = [Job(asked, upload) for upload in uploads]
         self._count(len(jobs))
-        for job in jobs:
-            self._decoding.submit(self._decode, job)
-        await asked.future
+        asked.waiting = iter(jobs)
+        for _ in range(max(1, self.predictor.threads - 1)):  # a request with many leaves a thread to others
+            self._decode_next(asked)
+        expiry = self._loop.call_later(self.settings.deadline, self._expire, asked, jobs)
+        try:
+            await asked.future
+        finally:
+            expiry.cancel()
         outcomes = {job.outcome for job in jobs}
         if "failed" in outcomes:
             raise Refused(500, "the model failed on these pictures; the server's log says why")
         if "late" in outcomes:
-            raise Refused(503, f"not begun within {self.settings.deadline:g} seconds", self.retry_after())
+            raise self._late()
         if "gone" in outcomes:
             raise Refused(499, "the client is gone")
         return jobs
 
     # On the event loop
+
+    def _late(self) -> Refused:
+        return Refused(503, f"not begun within {self.settings.deadline:g} seconds", self.retry_after())
+
+    def _expire(self, asked: Asked, jobs: Sequence[Job]) -> None:
+        """Answers a request that is past its deadline, though no thread has come to its pictures yet."""
+        if not asked.future.done() and not all(job.begun or job.outcome for job in jobs):
+            asked.future.set_exception(self._late())
 
     def _count(self, change: int) -> None:
         self.waiting += change
@@ -153,12 +173,28 @@ class Batcher:
 
     # On a thread that decodes
 
+    def _decode_next(self, asked: Asked) -> None:
+        """Lets the next picture of a request be decoded, after what others have sent meanwhile."""
+        with self._changed:
+            job = next(asked.waiting, None)
+        if job is not None:
+            with suppress(RuntimeError):  # it is being stopped
+                self._decoding.submit(self._decode, job)
+
     def _decode(self, job: Job) -> None:
+        try:
+            self._read(job)
+        finally:
+            self._decode_next(job.asked)
+
+    def _read(self, job: Job) -> None:
         upload, job.upload = job.upload, None
         assert upload is not None
         if job.dropped(time.monotonic()):
             return self._finish([job])
+        job.begun = True
         try:
+            self._allow(job.asked, upload)
             job.size, job.pixels = self.predictor.spec.read(upload.content, upload.name)
         except InputError as fault:
             job.outcome, job.fault = "unusable", str(fault)
@@ -171,6 +207,15 @@ class Batcher:
             self._ready[job.size].append(job)
             self._changed.notify()
         return None
+
+    def _allow(self, asked: Asked, upload: Upload) -> None:
+        """Raises `InputError` for a picture with which a request of several has too many pixels."""
+        if asked.several:
+            facts = DECODERS.inspect(upload.content, upload.name, self.settings.pixels)
+            asked.pixels += facts.height * facts.width
+            if asked.pixels > self.settings.pixels:
+                most = f"{self.settings.pixels / 1e6:,.1f} megapixels"
+                raise InputError(f"{upload.name}: the pictures of this request have more than {most} in all")
 
     def _finish(self, jobs: Sequence[Job], seconds: float | None = None) -> None:
         if jobs and not self._loop.is_closed():

@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitreous.data.decode import MAX_PIXELS
 from vitreous.errors import InputError
 
 VARIABLE = "VITREOUS_API_KEY"
@@ -27,6 +28,7 @@ class Settings:
     picture_bytes: int = 32 << 20
     request_bytes: int = 64 << 20
     pictures: int = 64  # in a request
+    pixels: int = MAX_PIXELS  # of all pictures of a request, where it has several
     held_bytes: int = 512 << 20  # of all requests that are being read or answered
     patience: float = 10.0  # seconds for the head of a request, and without a byte of its body
     slowest: int = 16 << 10  # bytes a second that a body must bring in the mean, after that
