@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,20 @@ class TestSignals:
         with pytest.raises(SystemExit), Interruption() as interruption:
             work(interruption)
         assert done == ["all"]
+
+    def test_what_python_drops_is_raised_again_before_the_next_step(self, monkeypatch):
+        monkeypatch.setattr(sys, "unraisablehook", lambda fault: None)
+
+        class Something:
+            pass
+
+        with Interruption() as interruption:
+            something = Something()
+            watched = weakref.ref(something, lambda _: signal.raise_signal(signal.SIGTERM))
+            del something  # the callback raises, and nobody hears of it
+            assert watched() is None
+            with pytest.raises(SystemExit):
+                interruption.check()
 
     def test_a_second_ctrl_c_leaves_at_once_even_what_is_held(self):
         done = []

@@ -51,6 +51,11 @@ class Interruption:
         if self._came and not self._held and not self.raised:
             self._raise()
 
+    def check(self) -> None:
+        """Raises again what came and was lost: Python drops what is raised in the callback of a weak reference."""
+        if self._came and not self._held:
+            self._raise()
+
     def _handle(self, number: int, frame: FrameType | None):
         if self._came and number == signal.SIGINT:
             raise KeyboardInterrupt

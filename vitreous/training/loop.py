@@ -191,6 +191,7 @@ def fit(
                     continue
                 steps = batches.steps(at.step, plan.steps, plan.workers)
                 while (batch := next_batch(steps, at.step, order, names)) is not None:
+                    learner.interruption.check()
                     with blaming(at.step, batch.numbers, names):
                         vital = gradient(learner, batch)
                     with learner.interruption.held():
