@@ -62,12 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> None:
     """The command: runs a verb and leaves with its exit code; after an interruption soon, whatever threads still do."""
+    import signal
+
+    signal.signal(signal.SIGTERM, _leave)
     try:
         code = main()
     except SystemExit as end:  # of tyro's help, or of a SIGTERM
         code = end.code
     if isinstance(code, int) and code > 128:
-        import signal
         import threading
 
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -77,6 +79,11 @@ def entry() -> None:
         leave.daemon = True
         leave.start()
     sys.exit(code)
+
+
+def _leave(number: int, frame: object) -> None:
+    """Ends as Ctrl-C does, so that what was begun is tidied up."""
+    sys.exit(128 + number)
 
 
 def help_text() -> str:

@@ -2,7 +2,9 @@
 
 import copy
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitreous.data.preprocess import Size, resize
-from vitreous.data.store import cache_root
+from vitreous.data.store import FORSAKEN, cache_root
 from vitreous.errors import InputError
 from vitreous.infer.engines import Engine, TorchEngine
 from vitreous.infer.files import SUFFIXES, Card, open_export, to_onnx, to_openvino, write_onnx, write_openvino
@@ -27,6 +29,7 @@ CONVERTERS = {"onnx": to_onnx, "openvino": to_openvino}
 COPIES = {"onnx": copy.deepcopy, "openvino": lambda graph: graph.clone()}
 WRITERS = {"onnx": write_onnx, "openvino": write_openvino}
 FORMATS = {"openvino": ".zip", "onnxruntime": ".onnx"}
+TEMPORARY = ".making-"  # the beginning of a folder's name
 FOLDER = "engines"  # in the run directory
 
 
@@ -73,7 +76,8 @@ def write_export(
     pictures = own_pictures(predictor, "train", PICTURES, predictor.options.data).pixels
     for size in _graphs(predictor, kind).keys() - pictures.keys():  # a rare one
         pictures[size] = np.stack([resize(picture, size) for picture in next(iter(pictures.values()))])
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+    sweep(path.parent)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
         found = []
         for smooth in (False, True):
             tried = Path(folder) / f"{'smooth' if smooth else 'plain'}{path.suffix}"
@@ -86,6 +90,14 @@ def write_export(
                 break
         os.replace(min(found)[-1], path)
     return None
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a process left that was killed while it made a file, a day ago or more."""
+    for left in folder.glob(f"{TEMPORARY}*"):
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - FORSAKEN:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _graphs(predictor: "Predictor", kind: str) -> dict[Size, Any]:
