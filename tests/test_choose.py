@@ -410,6 +410,6 @@ def test_what_a_killed_process_left_goes_after_a_day_and_what_is_being_made_stay
         folder = tmp_path / f"{TEMPORARY}{name}"
         folder.mkdir()
         (folder / "plain.zip").touch()
-        os.utime(folder, (time.time() - age,) * 2)
+        os.utime(folder, (time.time() - age, time.time() - age))
     sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{TEMPORARY}new"]
