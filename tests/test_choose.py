@@ -368,7 +368,6 @@ class TestRate:
 
 WITHOUT = """
 import sys
-import time
 for name in ("openvino", "onnxruntime", "onnx", "onnxscript", "nncf"):
     sys.modules[name] = None
 import numpy as np, vitreous
@@ -383,7 +382,7 @@ for options in ({"engine": "openvino"}, {"engine": "onnxruntime"}, {"precision":
     except vitreous.InputError as fault:
         print(fault)
 try:
-    vitreous.export(sys.argv[1])
+    vitreous.export(sys.argv[1], say=said.append)
 except vitreous.InputError as fault:
     print(fault)
 """

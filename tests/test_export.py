@@ -62,7 +62,7 @@ def call(capsys):
 class TestExport:
     def test_with_nothing_but_a_run_it_is_onnx_in_fp32_in_its_folder(self, run, made):
         found, said = made
-        assert said == []
+        assert said == ["making it …", "answering 12 pictures with it, in another process …"]
         assert found.path == run / "model-fp32.onnx"
         assert (found.precision, found.size) == ("fp32", found.path.stat().st_size)
         assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
@@ -177,7 +177,7 @@ class TestWithoutPictures:
     def test_fp32_is_held_against_noise_and_says_so(self, imported, tmp_path):
         said = []
         found = vitreous.export(imported, tmp_path / "model.onnx", say=said.append)
-        [note] = said
+        note, *_ = said
         assert "was not trained here, so it has no pictures of its own: --data names some" in note
         assert "pictures of noise are taken" in note
         assert found.agreement.largest < 1e-5
@@ -227,7 +227,7 @@ class TestRefused:
         assert flipped[0].probabilities == pytest.approx(expected[0].probabilities, abs=1e-5)
         other = copy_of(run, tmp_path / "run")
         plan = RunDir(other).read_json("plan.json")
-        RunDir(other).write_json("plan.json", {**plan, "augmentation": {**plan["augmentation"], "flip": False}})
+        RunDir(other).write_json("plan.json", {**plan, "augmentation": {**plan["augmentation"], "flip": 0.0}})
         assert not vitreous.load(other).mirrored
         write_export(vitreous.load(other), other / "model.zip", "fp32", pytest.fail)
         with pytest.raises(InputError, match=r"model\.zip was not trained on mirrored pictures; expected one"):

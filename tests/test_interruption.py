@@ -394,7 +394,7 @@ class TestTheCommand:
     def test_before_there_is_anything_to_save_ctrl_c_leaves_nothing_behind(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         data = make_arrays(tmp_path / "arrays.npz")
-        monkeypatch.setattr("vitreous.training.train.make_plan", lambda *_: signal.raise_signal(signal.SIGINT))
+        monkeypatch.setattr("vitreous.training.train.make_plan", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         assert main(["train", str(data), "--out", "run", *WORDS]) == 130
         assert [path.name for path in tmp_path.iterdir()] == ["arrays.npz"]
 

@@ -12,7 +12,9 @@ from vitreous.training.recipe import LAST_ROWS, Pace, Plan, TrainConfig, choose_
 
 
 def plan(steps: int = 100, **fields: Any) -> Plan:
-    usual: dict[str, Any] = {f.name: {int: 1, float: 0.5, str: "cpu"}.get(f.type) for f in dataclasses.fields(Plan)}
+    usual: dict[str, Any] = {
+        f.name: {int: 1, float: 0.5, str: "cpu", bool: False}.get(f.type) for f in dataclasses.fields(Plan)
+    }
     usual |= {"optimizer": "muon", "precision": "fp32", "freeze": "none", "balance": "none"}
     own = {"points": ((0, 0.0, steps),), "lr": 1.0, "schedule": "linear", "warmup": 0.1, "coarse": 0.5, "budget": 100.0}
     return Plan(**{**usual, **own, "pace": Pace(0.5, 1.0, 2.0), "augmentation": AugmentConfig(), **fields})

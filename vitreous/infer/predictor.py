@@ -204,7 +204,8 @@ class Predictor:
         The processes of torchrun each answer a part, and all get all answers.
         """
         if not self.settled and self.world.agree(lambda: self._pays(len(source))):
-            self.world.agree(lambda: self.settle(say))  # measured once; the others find what was chosen
+            if self.world.size > 1:
+                self.world.agree(lambda: self.settle(say))  # measured once; the others find what was chosen
             self.settle(say)
         elif not self.settled and len(source) > self.batch:
             say(f"engine: {describe(self.engine)}; where there is more to do, a faster one is looked for")
