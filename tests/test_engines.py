@@ -315,9 +315,7 @@ class TestDamagedFiles:
             lie = size.to_bytes(4, "little")
             path.write_bytes(whole[: directory + 24] + lie + whole[directory + 28 :])
             fault = self.refused(path)
-            assert (
-                "weights.bin in it is packed or too large" in fault or "more than is believed" in fault
-            )
+            assert "weights.bin in it is packed or too large" in fault or "more than is believed" in fault
 
 
 class TestCandidates:
