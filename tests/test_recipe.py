@@ -4,10 +4,13 @@ import dataclasses
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vitreous.data.augment import AugmentConfig
+from vitreous.data.batches import Order
 from vitreous.model.presets import PRESETS, preset
+from vitreous.training.loop import row_steps
 from vitreous.training.recipe import LAST_ROWS, Pace, Plan, TrainConfig, choose_model, larger_model
 
 
@@ -72,6 +75,11 @@ class TestRate:
 
 
 class TestRetimed:
+    def test_rows_of_metrics_that_were_due_before_the_end_moved_stay_due(self):
+        order = Order([np.arange(48)], 16, 0)  # three steps an epoch
+        assert row_steps(order, plan(22)) == {3, 6, 9, 12, 15, 18, 22}
+        assert row_steps(order, plan(points=((0, 0.0, 22), (18, 0.8, 19)))) == {3, 6, 9, 12, 15, 18, 19}
+
     def test_what_was_before_stays_as_it_is_to_the_bit(self):
         first = plan(97)
         second = first.retimed(31, 50.0, 1.3, 10)

@@ -491,11 +491,23 @@ def class_weights(job: Job, plan: Plan) -> Tensor | None:
 
 
 def row_steps(order: Order, plan: Plan) -> set[int]:
-    """The steps after which a row of metrics is due: ends of epochs, and the last, which a short rest joins."""
-    ends, epoch = [], plan.row_every
-    while (step := order.steps_before(epoch)) < plan.steps:
+    """The steps after which a row of metrics is due: as each point of the plan has it, from there to the next."""
+    starts = [start for start, _, _ in plan.points]
+    parts = zip(plan.points, [*starts[1:], plan.steps], strict=True)
+    return {
+        step
+        for (start, _, end), until in parts
+        for step in _rows_to(end, order, plan.row_every)
+        if start < step <= until
+    }
+
+
+def _rows_to(end: int, order: Order, every: int) -> list[int]:
+    """Ends of epochs, and the last step, which a short rest joins."""
+    ends, epoch = [], every
+    while (step := order.steps_before(epoch)) < end:
         ends.append(step)
-        epoch += plan.row_every
-    if ends and plan.steps - ends[-1] < (step - ends[-1]) / 2:
+        epoch += every
+    if ends and end - ends[-1] < (step - ends[-1]) / 2:
         ends.pop()
-    return {*ends, plan.steps}
+    return [*ends, end]
