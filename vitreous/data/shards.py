@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitreous.data.decode import check_bytes
 from vitreous.data.folders import class_folders, is_hidden, is_picture, wrapper
 from vitreous.data.index import FIELDS, Shard, index_bytes
 from vitreous.data.notes import NOTE, Note
@@ -37,6 +38,7 @@ class Ranges:
     def __call__(self, i: int) -> bytes:
         """The bytes of a picture. Raises `InputError` that names it and its shard."""
         place, size = self.places[int(self.shards[i])], int(self.sizes[i])
+        check_bytes(size, self.names[i])
         try:
             content = read_range(place, int(self.offsets[i]), size)
         except (OSError, InputError) as error:

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 
 from vitreous.errors import InputError
-from vitreous.files import write_atomically
+from vitreous.files import guarded, write_atomically
 from vitreous.training.health import Vital
 
 COLUMNS = ("step", "what", "loss", "norm", "pixels", "rate", "suspects", "pictures")
 SHOWN = 3  # pictures named in a line for the terminal
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # beginnings of a cell that a spreadsheet computes
 
 
 class Incidents:
@@ -52,7 +51,7 @@ class Incidents:
         if self.mute:
             return
         numbers = [f"{number:.9g}" for number in vital] if vital else ["", "", ""]
-        names = [_plain("\n".join(some)) for some in (suspects, pictures)]
+        names = [guarded("\n".join(some)) for some in (suspects, pictures)]
         row = [step, what, *numbers, "" if rate is None else f"{rate:.9g}", *names]
         with open(self.path, "ab") as file:
             file.write(_text([row] if file.tell() else [COLUMNS, row]))
@@ -80,10 +79,6 @@ def blaming(step: int, numbers: np.ndarray, names: Sequence[str]) -> Iterator[No
 def some(names: Sequence[str]) -> str:
     """A few of the names, and how many more there are."""
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
-
-
-def _plain(text: str) -> str:
-    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def _text(rows: Sequence[Sequence[object]]) -> bytes:
