@@ -40,8 +40,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--folder", type=Path, help="to work in; default: one that is removed at the end")
     parser.add_argument("--data", type=Path, help="the user's own, for lines that take some")
-    if line.ADD_ARGUMENTS is not None:
-        line.ADD_ARGUMENTS(parser)
+    if hasattr(line, "add_arguments"):
+        line.add_arguments(parser)
     options = parser.parse_args(sys.argv[2:])
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vitreous-") as folder:

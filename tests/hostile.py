@@ -729,14 +729,14 @@ several(
 
 
 @artefact("export")
-def OpenVINO_with_a_member_twice(p: Place) -> Path:  # noqa: N802
+def a_graph_with_a_member_twice(p: Place) -> Path:
     path = make_zip(p, {"vitreous.jsoo": json.dumps(card(origin={"evil": 1}))})
     path.write_bytes(path.read_bytes().replace(b"vitreous.jsoo", b"vitreous.json"))
     return path
 
 
 @artefact("export")
-def OpenVINO_with_a_link(p: Place) -> Path:  # noqa: N802
+def a_graph_with_a_link(p: Place) -> Path:
     path = make_zip(p)
     with zipfile.ZipFile(path, "a") as file:
         link = zipfile.ZipInfo("weights.link")

@@ -22,7 +22,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 COUNT = 40  # at least; all there are are run
-ADD_ARGUMENTS = None
 SECONDS, MEGABYTES, PATIENCE = 2.0, 200.0, 60
 EVENTS = ("open", "pickle.find_class", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "socket.connect")
 

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 COUNT = 1
-ADD_ARGUMENTS = None
 CONSTRAINTS = Path(__file__).resolve().parents[2] / "constraints.txt"
 
 

@@ -11,7 +11,6 @@ import torch
 from vitreous.rundir import Checkpoint, RunDir
 
 COUNT = 500
-ADD_ARGUMENTS = None
 
 
 def checkpoint(step: int) -> Checkpoint:

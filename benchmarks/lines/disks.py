@@ -23,7 +23,6 @@ from vitreous.rundir import RunDir
 from ._runs import LENGTHS, MODELS, SAVES, Kind, Runs, finish, newest_step, start
 
 COUNT = 30
-ADD_ARGUMENTS = None
 FAULTS = ("full", "broken", "read-only")
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 COUNT = 100_000  # inputs a parser
-ADD_ARGUMENTS = None
 SECONDS = 2.0  # of the processor, an input
 PATIENCE = 1800  # seconds a parser in all, beyond which what was done is reported
 

@@ -12,7 +12,6 @@ import shutil
 from ._runs import Runs, finish, kill, kinds, newest_step, start, wait_until
 
 COUNT = 100
-ADD_ARGUMENTS = None
 A_RUN = 3  # kills
 
 

@@ -12,7 +12,6 @@ import sys
 from ._runs import MODELS, make_pictures
 
 COUNT = 20
-ADD_ARGUMENTS = None
 SHORT, MOST = 2, 1.02
 
 

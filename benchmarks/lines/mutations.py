@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from odd_pictures import KINDS, every_format, make  # pyright: ignore
 
 COUNT = 100_000
-ADD_ARGUMENTS = None
 HANG = 2.0  # seconds
 THREADS = 2
 MOST = 20_000_000  # pixels

@@ -27,7 +27,6 @@ from vitreous.training.prepare import Job, prepare
 from vitreous.training.recipe import TrainConfig
 
 COUNT = 20
-ADD_ARGUMENTS = None
 TIMES = {"NaN": math.nan, "Inf": math.inf, "spike": 1e4}
 PLACES = ("one picture", "all pictures", "targets", "gradient")
 TINY = ModelConfig(width=16, depth=2, heads=2, tokenizer="patch", patch_size=(4, 4), image_size=(8, 8), channels=1)

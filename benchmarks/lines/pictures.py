@@ -37,7 +37,6 @@ from serving import running  # pyright: ignore
 from tiny_models import tiny_config, tiny_model  # pyright: ignore
 
 COUNT = 25  # of each kind
-ADD_ARGUMENTS = None
 MEMORY, SECONDS = 1 << 30, 5.0  # what a picture may take
 EVERYWHERE = 30  # kinds that go through all
 RATIO, ROUNDS, THREADS = 0.95, 5, 2  # of decoding in processes to decoding in threads

@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {"batch": 64, "augment": "medium", "precision": "fp32"
 TRAIN = ("--batch", "64", "--precision", "fp32", "--save-every", "5")
 
 
-def ADD_ARGUMENTS(parser: argparse.ArgumentParser) -> None:  # noqa: N802
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What this line takes besides."""
     parser.add_argument("--model", default="auto", help="a name that `vitreous models` lists")
     parser.add_argument("--size", default="auto", help="of the pictures")

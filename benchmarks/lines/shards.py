@@ -24,7 +24,6 @@ from vitreous.data.sources import open_source
 from vitreous.errors import InputError
 
 COUNT = 100_000
-ADD_ARGUMENTS = None
 SLOWEST = 2.0  # seconds of the processor
 PICTURES, MOST_READS = 60, 3_000
 

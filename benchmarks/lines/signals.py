@@ -13,7 +13,6 @@ import time
 from ._runs import Runs, finish, kinds, newest_step, start, wait_until
 
 COUNT = 24
-ADD_ARGUMENTS = None
 MOST = 10.0  # seconds
 
 
