@@ -26,7 +26,7 @@ MODELS = {
     "ViT": ("--model", "vit_xs_8", "--size", "24x32", "--optimizer", "adamw"),
     "T2T": ("--model", "t2t_vit_xs_16", "--size", "32x48", "--optimizer", "muon"),
 }
-LENGTHS = {"epochs": ("--epochs", "4"), "minutes": ("--minutes", "0.1")}
+LENGTHS = {"epochs": ("--epochs", "4"), "minutes": ("--minutes", "0.3")}
 SAVES = ("--batch", "8", "--save-every", "2", "--threads", "1")  # about 20 steps with --epochs
 
 _context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
@@ -164,6 +164,15 @@ class Runs:
         plan = json.loads((run / "plan.json").read_text("utf-8")) if kind.length == "minutes" else None
         return parts_of(run) == self.undisturbed(kind, plan)[0]
 
-    def seconds(self, kind: Kind) -> float:
-        """About how long a run of the kind takes."""
-        return 8.0 if kind.length == "minutes" else self.undisturbed(kind)[1]
+    def going(self, kind: Kind) -> tuple[Path, BaseProcess]:
+        """A new run of a kind, and the process that trains it."""
+        if kind not in self._ends:  # the seconds that it takes
+            shutil.rmtree(self.begin(kind))
+            self.undisturbed(kind)
+        run = self.begin(kind)
+        return run, start(self.log, "train", "--resume", run)
+
+    def left(self, kind: Kind, run: Path) -> float:
+        """About how many seconds a run that has just been started takes to its end."""
+        plan = json.loads((run / "plan.json").read_text("utf-8"))
+        return self.undisturbed(kind)[1] * (1 - newest_step(run) / plan["steps"])

@@ -21,11 +21,9 @@ def run(options: argparse.Namespace) -> bool:
     random.seed(options.seed)
     runs, held, slowest = Runs(options.folder), True, 0.0
     for number, kind in zip(range(options.count), kinds(), strict=False):
-        path = runs.begin(kind)
-        seconds = runs.seconds(kind)
-        process = start(runs.log, "train", "--resume", path)
+        path, process = runs.going(kind)
         wait_until(process, lambda path=path: newest_step(path) > 0)
-        process.join(random.uniform(0, 0.5 * seconds))
+        process.join(random.uniform(0, 0.8 * runs.left(kind, path)))
         which = (signal.SIGTERM, signal.SIGINT)[number % 2]
         twice = which == signal.SIGINT and number % 3 == 1
         if not process.is_alive():
