@@ -175,4 +175,4 @@ class Runs:
     def left(self, kind: Kind, run: Path) -> float:
         """About how many seconds a run that has just been started takes to its end."""
         plan = json.loads((run / "plan.json").read_text("utf-8"))
-        return self.undisturbed(kind)[1] * (1 - newest_step(run) / plan["steps"])
+        return self.undisturbed(kind)[1] * (1 - newest_step(run) / plan["points"][-1][-1])
