@@ -24,6 +24,8 @@ from ._runs import LENGTHS, MODELS, SAVES, Kind, Runs, finish, newest_step, star
 
 COUNT = 30
 FAULTS = ("full", "broken", "read-only")
+FILES = 19  # that the run writes, up to its pictures of mistakes, without which it would end well
+FIRST_FILES = 6  # that it writes before its first checkpoint
 
 
 def fail(fault: str, point: int) -> None:
@@ -67,13 +69,13 @@ def run(options: argparse.Namespace) -> bool:
     kind = Kind("ViT", "epochs", 0)
     runs.begin(kind)
     for number in range(options.count):
-        fault, point = FAULTS[number % len(FAULTS)], number // len(FAULTS) * 3 + number % 3
+        fault, point = FAULTS[number % len(FAULTS)], number % FILES
         fresh = number % 5 == 4  # begins anew, where the others go on from the first checkpoint
         path = options.folder / f"fresh-{number}" if fresh else runs.begin(kind)
         words = ("train", "--resume", path)
         if fresh:
             words = ("train", runs.data, "--out", path, *MODELS["ViT"], *LENGTHS["epochs"], *SAVES)
-            point = number // 5
+            point = number // 5 % FIRST_FILES
         process = start(runs.log, *words, before=functools.partial(fail, fault, point))
         process.join(600)
         said = runs.log.read_text("utf-8", errors="replace")
