@@ -1,7 +1,7 @@
 """SIGKILL at random instants, and inside a save: the bits of the run that was left in peace.
 
---count instants, and a quarter as many more as a checkpoint is written; up to three a run, each anywhere in what is
-left of it, over ViT and T2T, 0, 1 and 2 workers, --epochs and --minutes. What is compared is the SHA-256 of the final
+--count instants, and a quarter as many more as the next checkpoint is written; up to three a run, each anywhere in what
+is left of it, over ViT and T2T, 0, 1 and 2 workers, --epochs and --minutes. What is compared is the SHA-256 of the final
 weights, and of weights, optimizer, moving average and progress in the last checkpoint. A run of minutes is held against
 one that follows the plan it ended with.
 """
@@ -28,11 +28,8 @@ def run(options: argparse.Namespace) -> bool:
         path, process = runs.going(kind)
         at = []
         while due and len(at) < A_RUN:
-            if due[-1] == "save":
-                hit = wait_until(process, lambda path=path: any(path.glob("last/.*.tmp")))
-            else:
-                process.join(random.uniform(0, runs.left(kind, path)))
-                hit = process.is_alive()
+            process.join(random.uniform(0, runs.left(kind, path)))
+            hit = due[-1] != "save" or wait_until(process, lambda path=path: any(path.glob("last/.*.tmp")))
             if not hit or not process.is_alive():
                 break  # it was done before
             kill(process)
