@@ -1,9 +1,9 @@
 """SIGKILL at random instants, and inside a save: the bits of the run that was left in peace.
 
 --count instants, and a quarter as many more as the next checkpoint is written; up to three a run, each anywhere in what
-is left of it, over ViT and T2T, 0, 1 and 2 workers, --epochs and --minutes. What is compared is the SHA-256 of the final
-weights, and of weights, optimizer, moving average and progress in the last checkpoint. A run of minutes is held against
-one that follows the plan it ended with.
+is left of it, over ViT and T2T, 0, 1 and 2 workers, --epochs and --minutes. What is compared is the SHA-256 of the
+final weights, and of weights, optimizer, moving average and progress in the last checkpoint. A run of minutes is held
+against one that follows the plan it ended with.
 """
 
 import argparse
