@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from forks import Forked, command
 from PIL import Image
 
 from vitreous.model.config import ModelConfig
@@ -72,34 +72,28 @@ def make_blobs(root: Path, pictures: int, seed: int = 1) -> Path:
     return root / "table.csv"
 
 
+def start(*words: str | Path, limit: int = -1) -> Forked:
+    """`vitreous …` in a process of its own; with `limit`, no file may grow beyond so many bytes."""
+    return Forked(command, [str(word) for word in words], limit)
+
+
 def vitreous(*words: str | Path, limit: int = -1) -> subprocess.CompletedProcess[str]:
-    """`python -m vitreous …` in a process of its own; with `limit`, no file may grow beyond so many bytes."""
-
-    def bounded():
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    return subprocess.run(
-        [sys.executable, "-m", "vitreous", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        preexec_fn=bounded if limit >= 0 else None,
-    )
+    """`vitreous …` in a process of its own, to its end."""
+    process = start(*words, limit=limit)
+    out, err = process.communicate(PATIENCE)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
 def kill_when(words: tuple[str | Path, ...], due: Callable[[], bool]) -> None:
-    """Starts `python -m vitreous …` and sends it SIGKILL as soon as something is due."""
-    command = [sys.executable, "-m", "vitreous", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Starts `vitreous …` and sends it SIGKILL as soon as something is due."""
+    process = start(*words)
     try:
         while not due():
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.005)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def newest_step(run: Path) -> int:

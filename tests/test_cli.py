@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import PATIENCE, TINY_WORDS, TOY_WORDS, kill_when, make_blobs, newest_step, tree, vitreous
+from making import PATIENCE, TINY_WORDS, TOY_WORDS, kill_when, make_blobs, newest_step, start, tree, vitreous
 from PIL import Image
 
 from vitreous.cli import VERBS, main
@@ -558,8 +558,7 @@ class TestSkipDone:
     def test_after_ctrl_c_it_says_how_to_go_on_and_does(self, call, many, shapes_run, tmp_path):
         out, part = tmp_path / "x.csv", tmp_path / "x.csv.part"
         exact = ("--engine", "torch", "--precision", "fp32")
-        words = [sys.executable, "-m", "vitreous", "predict", shapes_run, many, "--out", out, *exact]
-        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = start("predict", shapes_run, many, "--out", out, *exact)
         while not part.exists():
             assert process.poll() is None, "it ended before it could be interrupted"
             time.sleep(0.002)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import newest, newest_step, same_bits
+from forks import Forked
+from making import newest, newest_step, same_bits, start
 from tiny_runs import begin, make_arrays, tiny_job
 from torch import nn
 
@@ -350,12 +350,7 @@ class TestCheckpoints:
         assert [path for path in run.path.rglob("*") if path.is_file()] == []
 
 
-def start(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vitreous", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(process: subprocess.Popen[str], due: Callable[[], bool]) -> None:
+def wait_for(process: Forked, due: Callable[[], bool]) -> None:
     while not due():
         if process.poll() is not None:
             pytest.fail(f"it ended before it was due: {process.communicate()}")

@@ -1,0 +1,88 @@
+"""Processes that need not begin anew: each is forked off one that has imported PyTorch and what the commands take.
+
+To import all that takes seconds of a core, of which few tests tell anything. Those few start `sys.executable`.
+"""
+
+import io
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+CONTEXT: Any = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+CONTEXT.set_forkserver_preload(
+    ["vitreous.verbs", "vitreous.training.train", "vitreous.training.figures", "vitreous.serve.server"]
+)
+
+
+class Forked:
+    """A function in a process of its own, with this folder and environment: as a `Popen` with pipes has it."""
+
+    def __init__(self, function: Callable[..., None], *given: Any):
+        ends = [CONTEXT.Pipe(duplex=False) for _ in range(2)]
+        words = (function, given, os.getcwd(), dict(os.environ), [end for _, end in ends])
+        self.process = CONTEXT.Process(target=_run, args=words)
+        self.process.start()
+        for _, end in ends:
+            end.close()
+        self.stdout, self.stderr = (open(os.dup(end.fileno()), encoding="utf-8") for end, _ in ends)
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal's; None while it runs."""
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Signals it."""
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        """Ends it at once."""
+        self.process.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Waits until it ends; what it said on stdout and stderr since they were read."""
+        said = ["", ""]
+
+        def read(number: int, file: io.TextIOWrapper) -> None:
+            with file:
+                said[number] = file.read()
+
+        readers = [threading.Thread(target=read, args=one) for one in enumerate((self.stdout, self.stderr))]
+        for reader in readers:
+            reader.start()
+        self.process.join(timeout)
+        for reader in readers:
+            reader.join(timeout)
+        return said[0], said[1]
+
+    @property
+    def returncode(self) -> int:
+        """Its exit code, once it has ended."""
+        code = self.poll()
+        assert code is not None, "it still runs"
+        return code
+
+
+def _run(function: Callable[..., None], given: tuple[Any, ...], folder: str, environment: dict[str, str], ends: list):
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, end in enumerate(ends, 1):
+        os.dup2(end.fileno(), number)
+        end.close()
+    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+    function(*given)
+
+
+def command(words: list[str], limit: int = -1) -> None:
+    """What `python -m vitreous …` runs; with `limit`, no file may grow beyond so many bytes."""
+    from vitreous.cli import entry
+
+    if limit >= 0:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.argv = ["vitreous", *words]
+    entry()
