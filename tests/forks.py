@@ -13,7 +13,13 @@ from typing import Any
 
 CONTEXT: Any = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
 CONTEXT.set_forkserver_preload(
-    ["vitreous.verbs", "vitreous.training.train", "vitreous.training.figures", "vitreous.serve.server"]
+    [
+        "vitreous.verbs",
+        "vitreous.training.train",
+        "vitreous.training.figures",
+        "vitreous.insight.explain",
+        "vitreous.serve.server",
+    ]
 )
 
 
@@ -27,7 +33,7 @@ class Forked:
         self.process.start()
         for _, end in ends:
             end.close()
-        self.stdout, self.stderr = (open(os.dup(end.fileno()), encoding="utf-8") for end, _ in ends)
+        self.stdout, self.stderr = (os.fdopen(os.dup(end.fileno()), encoding="utf-8") for end, _ in ends)
 
     def poll(self) -> int | None:
         """Its exit code, negative for a signal's; None while it runs."""
@@ -41,13 +47,18 @@ class Forked:
         """Ends it at once."""
         self.process.kill()
 
+    def wait(self, timeout: float | None = None) -> None:
+        """Waits until it ends."""
+        self.process.join(timeout)
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Waits until it ends; what it said on stdout and stderr since they were read."""
         said = ["", ""]
 
         def read(number: int, file: io.TextIOWrapper) -> None:
-            with file:
-                said[number] = file.read()
+            if not file.closed:
+                with file:
+                    said[number] = file.read()
 
         readers = [threading.Thread(target=read, args=one) for one in enumerate((self.stdout, self.stderr))]
         for reader in readers:
@@ -72,7 +83,7 @@ def _run(function: Callable[..., None], given: tuple[Any, ...], folder: str, env
     for number, end in enumerate(ends, 1):
         os.dup2(end.fileno(), number)
         end.close()
-    sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     function(*given)
 
 
