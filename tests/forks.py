@@ -6,6 +6,7 @@ To import all that takes seconds of a core, of which few tests tell anything. Th
 import io
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -51,8 +52,8 @@ class Forked:
         """Waits until it ends."""
         self.process.join(timeout)
 
-    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Waits until it ends; what it said on stdout and stderr since they were read."""
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
+        """What it says on stdout and stderr until it ends, or is killed after so many seconds."""
         said = ["", ""]
 
         def read(number: int, file: io.TextIOWrapper) -> None:
@@ -64,8 +65,10 @@ class Forked:
         for reader in readers:
             reader.start()
         self.process.join(timeout)
+        self.process.kill()
         for reader in readers:
-            reader.join(timeout)
+            reader.join()
+        self.process.join()
         return said[0], said[1]
 
     @property
@@ -85,6 +88,19 @@ def _run(function: Callable[..., None], given: tuple[Any, ...], folder: str, env
         end.close()
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
     function(*given)
+
+
+def finished(function: Callable[..., None], *given: Any) -> subprocess.CompletedProcess[str]:
+    """What became of a function in a process of its own."""
+    process = Forked(function, *given)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(function.__name__, process.returncode, out, err)
+
+
+def script(text: str, *words: str) -> None:
+    """What `python -c` runs."""
+    sys.argv = ["-c", *words]
+    exec(text, {"__name__": "__main__"})
 
 
 def command(words: list[str], limit: int = -1) -> None:

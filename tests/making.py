@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from forks import Forked, command
+from forks import Forked, command, finished
 from PIL import Image
 
 from vitreous.model.config import ModelConfig
@@ -79,9 +79,7 @@ def start(*words: str | Path, limit: int = -1) -> Forked:
 
 def vitreous(*words: str | Path, limit: int = -1) -> subprocess.CompletedProcess[str]:
     """`vitreous …` in a process of its own, to its end."""
-    process = start(*words, limit=limit)
-    out, err = process.communicate(PATIENCE)
-    return subprocess.CompletedProcess(words, process.returncode, out, err)
+    return finished(command, [str(word) for word in words], limit)
 
 
 def kill_when(words: tuple[str | Path, ...], due: Callable[[], bool]) -> None:

@@ -103,6 +103,7 @@ class TestTwoProcesses:
 
 
 class TestKilledAndStartedAgain:
+    @pytest.mark.usefixtures("unpainted")
     def test_the_run_goes_on_and_ends_as_that_of_one_process(self, compared, shapes, tmp_path):
         folder = compared[2]
         assert json.loads((folder / "answers.json").read_text("utf-8"))["again"]

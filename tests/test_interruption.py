@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -393,9 +394,16 @@ class TestTheCommand:
         assert main(["train", str(data), "--out", "run", *WORDS]) == 130
         assert [path.name for path in tmp_path.iterdir()] == ["arrays.npz"]
 
+    @pytest.mark.usefixtures("unpainted")
     def test_verify_resume_proves_it_and_keeps_nothing(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("vitreous.training.verify.STEPS", 12)
+
+        def forked(words: list[str], **_: object) -> Forked:
+            assert words[:3] == [sys.executable, "-m", "vitreous"]
+            return start(*words[3:])
+
+        monkeypatch.setattr("vitreous.training.verify.subprocess", SimpleNamespace(Popen=forked, DEVNULL=None))
         data = make_arrays(tmp_path / "arrays.npz")
         assert main(["train", str(data), "--verify-resume", *WORDS]) == 0
         out = capsys.readouterr().out

@@ -83,6 +83,7 @@ def first(shapes, tmp_path_factory) -> Path:
     return vitreous.train(shapes, out=tmp_path_factory.mktemp("runs") / "first", seed=3, **SHORT)
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestTheSameBits:
     @pytest.mark.parametrize("workers", [0, 1, 2])
     def test_one_seed_gives_equal_weights_with_any_workers(self, shapes, first, tmp_path, workers):
@@ -104,6 +105,7 @@ def whole(shapes, tmp_path_factory) -> Path:
     return vitreous.train(shapes, out=tmp_path_factory.mktemp("runs") / "whole", **LONG)
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestKilledAndResumed:
     def test_a_vit_ends_with_the_bits_of_the_run_that_was_not_killed(self, shapes, whole, tmp_path):
         run = tmp_path / "killed"
@@ -266,6 +268,7 @@ class TestKeepToBudget:
         assert not file.exists()
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestNotFinite:
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_an_update_leaves_every_bit_as_it_was(self, small, bad):
@@ -354,6 +357,7 @@ def rare(tmp_path_factory) -> tuple[Path, Job, Plan]:
     return run, job, Plan.from_json(json_of(run, "plan.json"))
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestTheRecipe:
     def test_an_update_in_three_pieces_is_the_update_in_one(self, rare):
         _, job, plan = rare
@@ -412,6 +416,7 @@ class TestTheRecipe:
 TUNE = {name: value for name, value in SHORT.items() if name != "model"}
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestInit:
     def test_weights_of_the_same_classes_are_all_taken(self, shapes, first, tmp_path, capsys):
         run = vitreous.train(shapes, out=tmp_path / "run", init=first, **{**TUNE, "epochs": 1})
