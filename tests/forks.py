@@ -48,9 +48,9 @@ class Forked:
         """Ends it at once."""
         self.process.kill()
 
-    def wait(self, timeout: float | None = None) -> None:
-        """Waits until it ends."""
-        self.process.join(timeout)
+    def wait(self) -> None:
+        """Waits until it ends, whatever it says."""
+        self.communicate()
 
     def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """What it says on stdout and stderr until it ends, or is killed after so many seconds."""
@@ -101,15 +101,3 @@ def script(text: str, *words: str) -> None:
     """What `python -c` runs."""
     sys.argv = ["-c", *words]
     exec(text, {"__name__": "__main__"})
-
-
-def command(words: list[str], limit: int = -1) -> None:
-    """What `python -m vitreous …` runs; with `limit`, no file may grow beyond so many bytes."""
-    from vitreous.cli import entry
-
-    if limit >= 0:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    sys.argv = ["vitreous", *words]
-    entry()

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from forks import Forked, command, finished
+from forks import Forked, finished
 from PIL import Image
 
 from vitreous.model.config import ModelConfig
@@ -17,11 +18,14 @@ from vitreous.rundir import Checkpoint, RunDir
 
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 
-# 12 tokens each: of the table's smallest model, for processes too, and of one that this process alone knows.
+# 12 tokens each: of the table's smallest model, and of one that is smaller still.
 TINY: dict[str, Any] = {"model": "vit_xxs_4", "size": "12x16", "threads": 1}
 TINY_WORDS = ("--model", "vit_xxs_4", "--size", "12x16", "--threads", "1")
 TOYS = {
     "toy": ModelConfig(width=48, depth=2, heads=3, patch_size=(8, 8), image_size=(32, 32)),
+    "toy_t2t": ModelConfig(
+        width=48, depth=2, heads=3, tokenizer="t2t", kernels=(3, 3), token_width=8, image_size=(24, 32)
+    ),
     "toy_stem": ModelConfig(
         width=48, depth=2, heads=3, tokenizer="stem", stem=(8, 16, 48), conditional=True, image_size=(32, 32)
     ),
@@ -70,6 +74,22 @@ def make_blobs(root: Path, pictures: int, seed: int = 1) -> Path:
         rows.append(f"{i:03}.npy,{x / 2:.4f}")
     (root / "table.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return root / "table.csv"
+
+
+def command(words: list[str], limit: int) -> None:
+    """What `python -m vitreous …` runs, with our toys among the presets; with `limit`, no file may grow beyond so many
+    bytes.
+    """
+    from vitreous.cli import entry
+    from vitreous.model.presets import PRESETS
+
+    if limit >= 0:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    PRESETS.update(TOYS)
+    sys.argv = ["vitreous", *words]
+    entry()
 
 
 def start(*words: str | Path, limit: int = -1) -> Forked:

@@ -156,5 +156,5 @@ def launch(data: str, folder: Path) -> None:
     """
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    rendezvous = {"run_id": folder.name, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    rendezvous: dict[str, Any] = {"run_id": folder.name, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
     elastic_launch(LaunchConfig(1, 1, 2, max_restarts=1, start_method="forkserver", **rendezvous), entry)(data, folder)

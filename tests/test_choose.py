@@ -376,7 +376,8 @@ def answer_without_the_extras(run: Path) -> None:
     predictor.settle(said.append)
     answers = predictor.predict([np.full((24, 32, 3), 80, np.uint8)] * 600)
     print(len(answers), predictor.engine.name, answers[0].label == answers[-1].label)
-    for options in ({"engine": "openvino"}, {"engine": "onnxruntime"}, {"precision": "int8"}):
+    cases: list[dict[str, Any]] = [{"engine": "openvino"}, {"engine": "onnxruntime"}, {"precision": "int8"}]
+    for options in cases:
         try:
             vitreous.load(run, **options)
         except InputError as fault:

@@ -358,20 +358,7 @@ def wait_for(process: Forked, due: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-WORDS = (
-    "--model",
-    "vit_xs_1",
-    "--size",
-    "4x4",
-    "--threads",
-    "1",
-    "--epochs",
-    "1000",
-    "--batch",
-    "6",
-    "--optimizer",
-    "adamw",
-)
+WORDS = tuple("--model toy --size 16x16 --threads 1 --epochs 1000 --batch 6 --optimizer adamw".split())
 
 
 @posix
