@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from forks import Forked
-from making import newest, newest_step, same_bits, start
+from making import TOY_WORDS, newest, newest_step, same_bits, start
 from tiny_runs import begin, make_arrays, tiny_job
 from torch import nn
 
@@ -358,7 +358,7 @@ def wait_for(process: Forked, due: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-WORDS = tuple("--model toy --size 16x16 --threads 1 --epochs 1000 --batch 6 --optimizer adamw".split())
+WORDS = (*TOY_WORDS, "--epochs", "1000", "--batch", "6")
 
 
 @posix

@@ -14,6 +14,7 @@ import pytest
 import torch
 from making import (
     TOY,
+    TOY_WORDS,
     blob,
     kill_when,
     make_blobs,
@@ -43,7 +44,7 @@ from vitreous.training.recipe import Pace, Plan, TrainConfig
 
 SHORT = {**TOY, "epochs": 2, "batch": 8}
 LONG = {"model": "toy", "size": "24x32", "threads": 1, "epochs": 6, "batch": 8, "save_every": 3}
-LONG_WORDS = tuple("--model toy --size 24x32 --threads 1 --epochs 6 --batch 8 --save-every 3".split())
+LONG_WORDS = (*TOY_WORDS[:6], "--epochs", "6", "--batch", "8", "--save-every", "3")
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
