@@ -1,11 +1,15 @@
 """What several tests share: a cache of their own, and small pictures and runs that are made once."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import making
 import pytest
 from browsing import FLAGS, find_browser
+from filelock import FileLock
+from matplotlib.figure import Figure
+from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 import vitreous
@@ -32,32 +36,62 @@ def _toys() -> Iterator[None]:
         yield
 
 
+Made = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Folders by name, each made by the first process of pytest-xdist that asks for it. Tests read it; they write to
+    copies.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def made_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = root / "made" / name, root / f"{name}.made"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def shapes(made_once: Made) -> Path:
     """A folder of three classes of 16 coloured boxes, 24×32, PNG and JPEG."""
-    return making.make_shapes(tmp_path_factory.mktemp("data") / "shapes")
+    return made_once("shapes", making.make_shapes)
 
 
 @pytest.fixture(scope="session")
-def shapes_run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on `shapes`. Tests read it; they write to copies."""
+def shapes_run(shapes: Path, made_once: Made) -> Path:
+    """A finished run on `shapes`."""
     options = {**making.TOY, "epochs": 20, "lr": 4e-3, "validation": 0.25}
-    return vitreous.train(shapes, out=tmp_path_factory.mktemp("runs") / "shapes", **options)
+    return made_once("run_on_shapes", lambda out: vitreous.train(shapes, out=out, **options))
 
 
 @pytest.fixture(scope="session")
-def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def blobs(made_once: Made) -> Path:
     """table.csv of 240 single-channel float32 pictures, 20×36, whose target is a place in mm."""
-    return making.make_blobs(tmp_path_factory.mktemp("data") / "blobs", 240)
+    return made_once("blobs", lambda root: making.make_blobs(root, 240)) / "table.csv"
 
 
 @pytest.fixture(scope="session")
-def blobs_run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def blobs_run(blobs: Path, made_once: Made) -> Path:
     """A finished run on `blobs`, as it is typed, but for its small model."""
-    out = tmp_path_factory.mktemp("runs") / "blobs"
     options = ["--model", "toy_stem", "--optimizer", "adamw", "--lr", "4e-3", "--epochs", "8", "--threads", "1"]
-    assert main(["train", str(blobs), *options, "--out", str(out)]) == 0
-    return out
+
+    def make(out: Path) -> None:
+        assert main(["train", str(blobs), *options, "--out", str(out)]) == 0
+
+    return made_once("run_on_blobs", make)
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are blank, where no test looks at them: they take longer than so short a run."""
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Image.new("L", (60, 60)).save(path, "png"))
 
 
 @pytest.fixture(scope="module")

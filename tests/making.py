@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from forks import Forked, finished
 from PIL import Image
 
 from vitreous.model.config import ModelConfig
@@ -17,11 +18,14 @@ from vitreous.rundir import Checkpoint, RunDir
 
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 
-# 12 tokens each: of the table's smallest model, for processes too, and of one that this process alone knows.
+# 12 tokens each: of the table's smallest model, and of one that is smaller still.
 TINY: dict[str, Any] = {"model": "vit_xxs_4", "size": "12x16", "threads": 1}
 TINY_WORDS = ("--model", "vit_xxs_4", "--size", "12x16", "--threads", "1")
 TOYS = {
     "toy": ModelConfig(width=48, depth=2, heads=3, patch_size=(8, 8), image_size=(32, 32)),
+    "toy_t2t": ModelConfig(
+        width=48, depth=2, heads=3, tokenizer="t2t", kernels=(3, 3), token_width=8, image_size=(24, 32)
+    ),
     "toy_stem": ModelConfig(
         width=48, depth=2, heads=3, tokenizer="stem", stem=(8, 16, 48), conditional=True, image_size=(32, 32)
     ),
@@ -72,34 +76,42 @@ def make_blobs(root: Path, pictures: int, seed: int = 1) -> Path:
     return root / "table.csv"
 
 
-def vitreous(*words: str | Path, limit: int = -1) -> subprocess.CompletedProcess[str]:
-    """`python -m vitreous …` in a process of its own; with `limit`, no file may grow beyond so many bytes."""
+def command(words: list[str], limit: int) -> None:
+    """What `python -m vitreous …` runs, with our toys among the presets; with `limit`, no file may grow beyond so many
+    bytes.
+    """
+    from vitreous.cli import entry
+    from vitreous.model.presets import PRESETS
 
-    def bounded():
+    if limit >= 0:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    PRESETS.update(TOYS)
+    sys.argv = ["vitreous", *words]
+    entry()
 
-    return subprocess.run(
-        [sys.executable, "-m", "vitreous", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        preexec_fn=bounded if limit >= 0 else None,
-    )
+
+def start(*words: str | Path, limit: int = -1) -> Forked:
+    """`vitreous …` in a process of its own; with `limit`, no file may grow beyond so many bytes."""
+    return Forked(command, [str(word) for word in words], limit)
+
+
+def vitreous(*words: str | Path, limit: int = -1) -> subprocess.CompletedProcess[str]:
+    """`vitreous …` in a process of its own, to its end."""
+    return finished(command, [str(word) for word in words], limit)
 
 
 def kill_when(words: tuple[str | Path, ...], due: Callable[[], bool]) -> None:
-    """Starts `python -m vitreous …` and sends it SIGKILL as soon as something is due."""
-    command = [sys.executable, "-m", "vitreous", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    """Starts `vitreous …` and sends it SIGKILL as soon as something is due."""
+    process = start(*words)
     try:
         while not due():
             assert process.poll() is None, "it ended before it could be killed"
             time.sleep(0.005)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def newest_step(run: Path) -> int:

@@ -1,7 +1,5 @@
 """What tests/test_distributed.py compares: some steps of a tiny model, in one process or in each of torchrun's; and a
 run of which a process is killed.
-
-torchrun --nproc-per-node 2 --max-restarts 1 tests/ranked.py DATA FOLDER
 """
 
 import dataclasses
@@ -144,8 +142,19 @@ def main(data: str, folder: Path) -> None:
         world.agree(fail)
 
 
-if __name__ == "__main__":
+def entry(data: str, folder: Path) -> None:
+    """Leaves as the command does where it fails."""
     try:
-        main(sys.argv[1], Path(sys.argv[2]))
+        main(data, folder)
     except (InputError, ElsewhereError) as fault:
         sys.exit(f"failed: {fault}" if str(fault) else 3)
+
+
+def launch(data: str, folder: Path) -> None:
+    """torchrun --standalone --nproc-per-node 2 --max-restarts 1, whose processes are forked off one that has imported
+    all.
+    """
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    rendezvous: dict[str, Any] = {"run_id": folder.name, "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+    elastic_launch(LaunchConfig(1, 1, 2, max_restarts=1, start_method="forkserver", **rendezvous), entry)(data, folder)

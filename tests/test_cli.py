@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import PATIENCE, TINY_WORDS, TOY_WORDS, kill_when, make_blobs, newest_step, tree, vitreous
+from making import PATIENCE, TINY_WORDS, TOY_WORDS, kill_when, make_blobs, newest_step, start, tree, vitreous
 from PIL import Image
 
 from vitreous.cli import VERBS, main
@@ -117,6 +117,7 @@ class TestHelp:
         assert re.fullmatch(r"vitreous \d+\.\d+\.\d+\S*\n", call("--version")[1])
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestJson:
     """Alone on stdout, whatever else is said."""
 
@@ -219,6 +220,7 @@ class TestAnswers:
         assert "error: the same picture under different labels\n  blue/copy.png = red/02.png" in out
         assert call("check", tmp_path / "nothing")[0] == 2
 
+    @pytest.mark.usefixtures("unpainted")
     def test_train_says_what_it_found_the_model_its_estimate_the_result_and_what_to_type_next(self, call, shapes):
         out = call("train", shapes, "--epochs", "2", *TOY_WORDS, "--out", "run")[1]
         for part in (
@@ -359,6 +361,7 @@ class TestRefusedData:
         assert "1 of 48 pictures cannot be decoded:" in err
         assert f"red/{name}: " in err
 
+    @pytest.mark.usefixtures("unpainted")
     def test_skip_bad_leaves_them_out_by_name(self, call, data):
         (data / "red" / "empty.jpg").touch()
         cut = data / "blue" / "02.png"
@@ -558,8 +561,7 @@ class TestSkipDone:
     def test_after_ctrl_c_it_says_how_to_go_on_and_does(self, call, many, shapes_run, tmp_path):
         out, part = tmp_path / "x.csv", tmp_path / "x.csv.part"
         exact = ("--engine", "torch", "--precision", "fp32")
-        words = [sys.executable, "-m", "vitreous", "predict", shapes_run, many, "--out", out, *exact]
-        process = subprocess.Popen(list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = start("predict", shapes_run, many, "--out", out, *exact)
         while not part.exists():
             assert process.poll() is None, "it ended before it could be interrupted"
             time.sleep(0.002)

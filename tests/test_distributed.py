@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,8 @@ import numpy as np
 import pytest
 import ranked
 import torch
+from forks import Forked
+from making import PATIENCE
 from safetensors.torch import load_file, save_file
 
 import vitreous
@@ -21,8 +21,6 @@ from vitreous.training.distributed import ALONE, World, joined
 from vitreous.training.journal import read_rows
 from vitreous.training.planner import make_plan
 from vitreous.training.recipe import TrainConfig
-
-HERE = Path(__file__).parent
 
 
 class TestRows:
@@ -74,11 +72,9 @@ def compared(shapes, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Any], 
         if name == "whole":
             resumed, _ = ranked.learn(job, own, start=ranked.state_at(path, ranked.STEPS))
             alone["whole, resumed"] = alone["divided, resumed"] = resumed
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = ["--max-restarts", "1", str(HERE / "ranked.py"), str(shapes), str(folder)]
-    done = subprocess.run([*torchrun, *words], capture_output=True, text=True, timeout=600)
-    assert (folder / "answers.json").exists(), done.stderr
-    return alone, json.loads((folder / "found.json").read_text("utf-8")), folder, done.stderr
+    _, said = Forked(ranked.launch, str(shapes), folder).communicate(2 * PATIENCE)
+    assert (folder / "answers.json").exists(), said
+    return alone, json.loads((folder / "found.json").read_text("utf-8")), folder, said
 
 
 class TestTwoProcesses:
@@ -107,6 +103,7 @@ class TestTwoProcesses:
 
 
 class TestKilledAndStartedAgain:
+    @pytest.mark.usefixtures("unpainted")
     def test_the_run_goes_on_and_ends_as_that_of_one_process(self, compared, shapes, tmp_path):
         folder = compared[2]
         assert json.loads((folder / "answers.json").read_text("utf-8"))["again"]

@@ -45,7 +45,14 @@ CASES: dict[str, dict[str, Any]] = {
         "task": NUMBERS,
     },
     "stem": {
-        "fields": {"position": "none", "conditional": True, "pool": "class", "registers": 2, "channels": 1},
+        "fields": {
+            "depth": 1,
+            "position": "none",
+            "conditional": True,
+            "pool": "class",
+            "registers": 2,
+            "channels": 1,
+        },
         "depth": "uint8",
         "task": CLASSES,
     },

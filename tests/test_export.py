@@ -7,17 +7,19 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from forks import finished
 from making import make_shapes, tree
 
 import vitreous
 from vitreous.cli import main
 from vitreous.errors import InputError
 from vitreous.infer.build import write_export
-from vitreous.infer.export import Export
+from vitreous.infer.export import Export, replay
 from vitreous.infer.files import Card, open_export, to_openvino, write_openvino
 from vitreous.infer.graph import export_graphs
 from vitreous.rundir import RunDir
@@ -57,6 +59,17 @@ def call(capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """The process that answers with a file is forked off one that has imported PyTorch; that of `made` begins anew."""
+
+    def run(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        assert words[:3] == [sys.executable, "-m", "vitreous.infer.export"]
+        return finished(replay, *words[3:])
+
+    monkeypatch.setattr("vitreous.infer.export.subprocess", SimpleNamespace(run=run))
 
 
 class TestExport:
@@ -106,6 +119,7 @@ class TestExport:
         assert {"run", "data", "weights", "vitreous", "torch"} <= card.origin.keys()
         assert str(run.parent) not in card.to_json()  # no places of this machine
 
+    @pytest.mark.usefixtures("forked")
     def test_of_numbers_as_openvino_in_their_units(self, blobs_run, blobs, tmp_path):
         found = vitreous.export(blobs_run, tmp_path / "model.zip")
         assert (found.path, found.agreement.kind) == (tmp_path / "model.zip", "regression")
@@ -116,6 +130,7 @@ class TestExport:
         assert answer.intervals["place (mm)"] == pytest.approx(expected.intervals["place (mm)"], abs=1e-4)
         assert answer.units == {"place (mm)": "mm"}
 
+    @pytest.mark.usefixtures("forked")
     def test_int8_is_smaller_and_json_tells_how_far_it_agrees(self, call, run, shapes, tmp_path):
         """The pictures were moved since: --data says where they are."""
         moved = tmp_path / "moved"
@@ -136,6 +151,7 @@ class TestExport:
 
 
 class TestBelowTheBar:
+    @pytest.mark.usefixtures("forked")
     def test_nothing_is_written_and_it_says_by_how_much(self, call, run, tmp_path):
         """What was there before stays."""
         out = tmp_path / "x.onnx"
@@ -174,6 +190,7 @@ class TestWithoutPictures:
         RunDir(path).write_json("config.json", {**RunDir(path).config(), "data": None, "imported": "x.pth"})
         return path
 
+    @pytest.mark.usefixtures("forked")
     def test_fp32_is_held_against_noise_and_says_so(self, imported, tmp_path):
         said = []
         found = vitreous.export(imported, tmp_path / "model.onnx", say=said.append)

@@ -103,12 +103,12 @@ def test_counts_are_written_up_to_30_classes_and_not_above(tmp_path, K, written)
 
 def test_confusion_grows_with_its_classes_up_to_a_bound(tmp_path):
     widths = []
-    for K in (2, 10, 60, 200, 1000):
+    for K in (2, 10, 60, 1000):
         figures.confusion(np.eye(K, dtype=int), [f"class {k}" for k in range(K)], tmp_path / "confusion.png")
         pixels = read(tmp_path / "confusion.png")
         widths.append(pixels.shape[1])
         assert near(pixels, (0x08, 0x40, 0x6E), 60).any()
-    assert widths[:4] == sorted(widths[:4])
+    assert widths == sorted(widths)
     assert widths[2] < widths[3]
     assert max(widths) < 2500
 

@@ -2,17 +2,18 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from making import newest, newest_step, same_bits
+from forks import Forked
+from making import TOY_WORDS, newest, newest_step, same_bits, start
 from tiny_runs import begin, make_arrays, tiny_job
 from torch import nn
 
@@ -350,32 +351,14 @@ class TestCheckpoints:
         assert [path for path in run.path.rglob("*") if path.is_file()] == []
 
 
-def start(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vitreous", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(process: subprocess.Popen[str], due: Callable[[], bool]) -> None:
+def wait_for(process: Forked, due: Callable[[], bool]) -> None:
     while not due():
         if process.poll() is not None:
             pytest.fail(f"it ended before it was due: {process.communicate()}")
         time.sleep(0.005)
 
 
-WORDS = (
-    "--model",
-    "vit_xs_1",
-    "--size",
-    "4x4",
-    "--threads",
-    "1",
-    "--epochs",
-    "1000",
-    "--batch",
-    "6",
-    "--optimizer",
-    "adamw",
-)
+WORDS = (*TOY_WORDS, "--epochs", "1000", "--batch", "6")
 
 
 @posix
@@ -398,9 +381,16 @@ class TestTheCommand:
         assert main(["train", str(data), "--out", "run", *WORDS]) == 130
         assert [path.name for path in tmp_path.iterdir()] == ["arrays.npz"]
 
+    @pytest.mark.usefixtures("unpainted")
     def test_verify_resume_proves_it_and_keeps_nothing(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("vitreous.training.verify.STEPS", 12)
+
+        def forked(words: list[str], **_: object) -> Forked:
+            assert words[:3] == [sys.executable, "-m", "vitreous"]
+            return start(*words[3:])
+
+        monkeypatch.setattr("vitreous.training.verify.subprocess", SimpleNamespace(Popen=forked, DEVNULL=None))
         data = make_arrays(tmp_path / "arrays.npz")
         assert main(["train", str(data), "--verify-resume", *WORDS]) == 0
         out = capsys.readouterr().out

@@ -78,6 +78,7 @@ def test_digests_and_sizes_are_known_without_a_look_at_the_pictures(folder, pack
     assert scan(again, 1, max_pixels=100).faults  # what may be too large is looked at
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_training_on_shards_gives_the_bits_of_training_on_the_folder(folder, packed, tmp_path, monkeypatch):
     monkeypatch.setenv("VITREOUS_CACHE", str(tmp_path / "cache"))
     options = {**making.TINY, "epochs": 1, "batch": 12, "optimizer": "adamw"}

@@ -3,12 +3,12 @@
 import json
 import os
 import struct
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from forks import finished, script
 
 from vitreous.errors import InputError
 from vitreous.rundir import FORMAT, Checkpoint, RunDir, SplitRow, discard, write_atomically, write_whole
@@ -194,7 +194,7 @@ class TestAtomicWrites:
         run.save(checkpoint(1))
         run.write_json("plan.json", {"old": 1})
         before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-        script = """
+        text = """
 import resource, signal, sys
 import torch
 from vitreous.rundir import Checkpoint, RunDir
@@ -212,9 +212,7 @@ for write in (
     except OSError as fault:
         print(isinstance(fault, ValueError), end=" ")
 """
-        ran = subprocess.run(
-            [sys.executable, "-c", script, str(run.path)], capture_output=True, text=True, timeout=300, check=False
-        )
+        ran = finished(script, text, str(run.path))
         assert (ran.returncode, ran.stdout, ran.stderr) == (0, "False False False ", "")
         assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 

@@ -12,40 +12,50 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from forks import Forked
 from making import PATIENCE, make_shapes
 from making import vitreous as vitreous_process
 from serving import read_one, read_response, running
 
 import vitreous
-
-START = """
-import json, sys, time
-import vitreous
+from vitreous.infer.predictor import Predictor
 from vitreous.serve import serve
 from vitreous.serve.settings import Settings
 
-def load():
-    predictor = vitreous.load(sys.argv[1], engine="torch", precision="fp32")
-    outputs = predictor.outputs
-    def slowly(pixels):
-        time.sleep(float(sys.argv[2]))
-        return outputs(pixels)
-    predictor.outputs = slowly
-    return predictor
-
-serve(load, Settings(port=0, grace=2 * float(sys.argv[3])), lambda facts: print(json.dumps(facts), flush=True))
-print("ended")
+WITHOUT = """
+import sys
+sys.modules["uvicorn"] = None
+from vitreous.serve import serve
+from vitreous.serve.settings import Settings
+serve(lambda: None, Settings(port=0), print)
 """
+
+
+def serve_slowly(run: Path, seconds: float) -> None:
+    """Serves a run whose every batch takes so long."""
+
+    def slow() -> Predictor:
+        predictor = vitreous.load(run, engine="torch", precision="fp32")
+        outputs = predictor.outputs
+
+        def slowly(pixels: np.ndarray) -> np.ndarray:
+            time.sleep(seconds)
+            return outputs(pixels)
+
+        predictor.outputs = slowly
+        return predictor
+
+    serve(slow, Settings(port=0, grace=2 * PATIENCE), lambda facts: print(json.dumps(facts), flush=True))
+    print("ended")
 
 
 class Process:
     """A server whose engine takes its time."""
 
     def __init__(self, run: Path, seconds: float):
-        command = [sys.executable, "-c", START, str(run), str(seconds), str(PATIENCE)]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
+        self.process = Forked(serve_slowly, run, seconds)
         self.facts = json.loads(self.process.stdout.readline())
         self.address = self.facts["address"]
 
@@ -178,11 +188,8 @@ class TestStarting:
         assert done.returncode == 2
         assert done.stderr.startswith("vitreous serve: --host 0.0.0.0: whoever reaches this machine")
 
-    def test_without_its_packages_it_says_what_to_install(self, shapes_run):
-        script = "import sys; sys.modules['uvicorn'] = None\n" + START
-        done = subprocess.run(
-            [sys.executable, "-c", script, str(shapes_run), "0", "0"], capture_output=True, text=True, timeout=PATIENCE
-        )
+    def test_without_its_packages_it_says_what_to_install(self):
+        done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, timeout=PATIENCE)
         assert "pip install 'vitreous[serve]'" in done.stderr
 
     def test_it_sends_nothing_about_itself_even_where_the_environment_asks_for_it(self, start, content, monkeypatch):

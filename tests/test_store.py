@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forks import finished, script
 from PIL import Image
 
 from vitreous.data import store as store_module
@@ -292,7 +292,7 @@ class TestFaults:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="the limit on file sizes is POSIX")
     def test_a_full_disk_is_an_input_error_and_leaves_nothing(self, tmp_path):
-        script = """
+        text = """
 import resource, signal, sys
 import numpy as np
 from vitreous.data.preprocess import InputSpec
@@ -310,9 +310,7 @@ try:
 except InputError as fault:
     print(type(fault.__cause__).__name__, fault)
 """
-        ran = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
-        )
+        ran = finished(script, text, str(tmp_path))
         assert (ran.returncode, ran.stderr) == (0, "")
         assert ran.stdout.startswith(f"OSError {tmp_path}: the pixels cannot be cached there")
         assert leftovers(tmp_path) == []

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import torch
 from making import (
-    TINY,
-    TINY_WORDS,
     TOY,
+    TOY_WORDS,
     blob,
     kill_when,
     make_blobs,
@@ -44,8 +43,8 @@ from vitreous.training.prepare import Job, prepare_again
 from vitreous.training.recipe import Pace, Plan, TrainConfig
 
 SHORT = {**TOY, "epochs": 2, "batch": 8}
-LONG = {**TINY, "epochs": 6, "batch": 8, "save_every": 3}
-LONG_WORDS = (*TINY_WORDS, "--epochs", "6", "--batch", "8", "--save-every", "3")
+LONG = {"model": "toy", "size": "24x32", "threads": 1, "epochs": 6, "batch": 8, "save_every": 3}
+LONG_WORDS = (*TOY_WORDS[:6], "--epochs", "6", "--batch", "8", "--save-every", "3")
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:
@@ -83,6 +82,7 @@ def first(shapes, tmp_path_factory) -> Path:
     return vitreous.train(shapes, out=tmp_path_factory.mktemp("runs") / "first", seed=3, **SHORT)
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestTheSameBits:
     @pytest.mark.parametrize("workers", [0, 1, 2])
     def test_one_seed_gives_equal_weights_with_any_workers(self, shapes, first, tmp_path, workers):
@@ -104,6 +104,7 @@ def whole(shapes, tmp_path_factory) -> Path:
     return vitreous.train(shapes, out=tmp_path_factory.mktemp("runs") / "whole", **LONG)
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestKilledAndResumed:
     def test_a_vit_ends_with_the_bits_of_the_run_that_was_not_killed(self, shapes, whole, tmp_path):
         run = tmp_path / "killed"
@@ -113,8 +114,8 @@ class TestKilledAndResumed:
         assert_same_run(run, whole)
 
     def test_a_t2t_vit_does_too(self, shapes, tmp_path):
-        run, options = tmp_path / "killed", {**LONG, "model": "t2t_vit_xs_4", "size": "12x16", "optimizer": "adamw"}
-        words = ("--model", "t2t_vit_xs_4", "--optimizer", "adamw", *LONG_WORDS[2:])
+        run, options = tmp_path / "killed", {**LONG, "model": "toy_t2t", "optimizer": "adamw"}
+        words = ("--model", "toy_t2t", "--optimizer", "adamw", *LONG_WORDS[2:])
         kill_when(("train", shapes, "--out", run, *words), lambda: half_done(run))
         assert_unfinished(run)
         vitreous.train(resume=run)
@@ -122,20 +123,20 @@ class TestKilledAndResumed:
 
     def test_portrait_and_landscape_mixed_and_killed_twice_does_too(self, tmp_path):
         data, run = make_shapes(tmp_path / "mixed", mixed=True), tmp_path / "killed"
-        words = ("--model", "vit_xxs_4", "--size", "14", "--threads", "1", *LONG_WORDS[6:])
+        words = ("--model", "toy", "--size", "28", "--threads", "1", *LONG_WORDS[6:])
         kill_when(("train", data, "--out", run, *words, "--workers", "2"), lambda: half_done(run))
         assert_unfinished(run)
         at = newest_step(run)
         kill_when(("train", "--resume", run), lambda: half_done(run, at + 6))
         assert_unfinished(run)
         vitreous.train(resume=run)
-        whole = vitreous.train(data, out=tmp_path / "whole", **{**LONG, "size": 14, "workers": 2})
+        whole = vitreous.train(data, out=tmp_path / "whole", **{**LONG, "size": 28, "workers": 2})
         assert len(json_of(whole, "config.json")["input"]["sizes"]) == 2
         assert_same_run(run, whole)
 
     def test_a_run_of_minutes_gives_the_bits_of_its_plan_which_is_written_before_it_is_used(self, shapes, tmp_path):
         run, whole = tmp_path / "killed", tmp_path / "whole"
-        words = ("--minutes", "0.2", "--batch", "16", "--save-every", "3", *TINY_WORDS)
+        words = ("--minutes", "0.1", "--batch", "16", "--save-every", "3", *LONG_WORDS[:6])
         kill_when(("train", shapes, "--out", run, *words), lambda: half_done(run, 3))
         assert_unfinished(run)
         first = json_of(run, "plan.json")
@@ -266,6 +267,7 @@ class TestKeepToBudget:
         assert not file.exists()
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestNotFinite:
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_an_update_leaves_every_bit_as_it_was(self, small, bad):
@@ -354,6 +356,7 @@ def rare(tmp_path_factory) -> tuple[Path, Job, Plan]:
     return run, job, Plan.from_json(json_of(run, "plan.json"))
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestTheRecipe:
     def test_an_update_in_three_pieces_is_the_update_in_one(self, rare):
         _, job, plan = rare
@@ -412,6 +415,7 @@ class TestTheRecipe:
 TUNE = {name: value for name, value in SHORT.items() if name != "model"}
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestInit:
     def test_weights_of_the_same_classes_are_all_taken(self, shapes, first, tmp_path, capsys):
         run = vitreous.train(shapes, out=tmp_path / "run", init=first, **{**TUNE, "epochs": 1})
