@@ -16,7 +16,8 @@ import pytest
 
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.sources import open_pictures
-from vitreous.infer.pipeline import AHEAD, GIVEN, PATIENCE, Answered, Decoded, outputs_in_order, reader
+from vitreous.data.store import Decoded, reader
+from vitreous.infer.pipeline import AHEAD, GIVEN, PATIENCE, Answered, outputs_in_order
 
 SIZES = ((2, 3), (3, 2), (4, 4))
 
@@ -43,7 +44,8 @@ class Engine:
 def answers(
     pictures: int, read: Callable[[int], Decoded], run: Callable[[np.ndarray], np.ndarray], batch: int = 4, threads=2
 ) -> Any:
-    return outputs_in_order(pictures, read, run, outputs=2, batch=batch, threads=threads)
+    read_all = lambda numbers: [read(number) for number in numbers]  # noqa: E731
+    return outputs_in_order(pictures, read_all, run, outputs=2, batch=batch, threads=threads)
 
 
 def joined(found: Iterator[Answered]) -> tuple[list[int], np.ndarray, dict[int, str]]:
@@ -247,7 +249,7 @@ class TestReader:
         return open_pictures([tmp_path])
 
     def test_it_reads_pixels_as_the_spec_does(self, source):
-        found = reader(source, self.SPEC)(1)
+        (found,) = reader(source, self.SPEC)([1])
         assert not isinstance(found, str)
         assert found[0] == 0
         assert (found[1] == ord("b")).all()
@@ -256,8 +258,9 @@ class TestReader:
     def test_a_file_that_vanished_is_a_fault_of_its_own(self, source, tmp_path):
         (tmp_path / "b.npy").unlink()
         read = reader(source, self.SPEC)
-        assert [isinstance(read(number), str) for number in range(3)] == [False, True, False]
-        assert read(1) == f"{tmp_path.as_posix()}/b.npy cannot be read: No such file or directory."
+        found = read([0, 1, 2])
+        assert [isinstance(one, str) for one in found] == [False, True, False]
+        assert found[1] == f"{tmp_path.as_posix()}/b.npy cannot be read: No such file or directory."
 
     @pytest.mark.parametrize(
         "fault", [MemoryError("8 GiB"), OSError(5, "Input/output error"), struct.error("4 bytes"), KeyError("page")]
@@ -268,6 +271,7 @@ class TestReader:
                 raise fault
             return source.read(number)
 
-        read = reader(dataclasses.replace(source, read=broken), self.SPEC)
-        assert not isinstance(read(0), str)
-        assert read(2) == f"{source.names[2]}: it cannot be decoded [{type(fault).__name__}: {fault}]"
+        read = reader(dataclasses.replace(source, read=broken), self.SPEC, Exception)
+        found = read([0, 2])
+        assert not isinstance(found[0], str)
+        assert found[1] == f"{source.names[2]}: it cannot be decoded [{type(fault).__name__}: {fault}]"

@@ -18,7 +18,7 @@ from vitreous.data.sources import Source, open_pictures
 from vitreous.data.store import UndecodableError, open_store
 from vitreous.data.workers import Decoders
 from vitreous.errors import InputError
-from vitreous.infer.pipeline import reader
+from vitreous.data.store import reader
 
 SPEC = InputSpec(3, "uint8", ((8, 12), (12, 8)))
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

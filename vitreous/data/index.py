@@ -6,19 +6,19 @@ Either is a Parquet file of the columns name, offset, size and content, a row gr
 """
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitreous.data import tar
+from vitreous.data.parquet import ParquetFile, parquet_file
 from vitreous.data.remote import Stat, is_url, joined, parted, read_range, shown, stat
 from vitreous.errors import InputError
 from vitreous.files import write_whole
@@ -145,20 +145,22 @@ def write_index(path: Path, shards: Sequence[Shard], names: Sequence[str], facts
 
 def read_index(place: str) -> Index:
     """The index that lies beside shards. Raises `InputError` where there is none, or it is damaged."""
-    size = stat(place).size
-    if size > LARGEST_INDEX:
-        raise InputError(f"{shown(place)} has {size:,} bytes, more than any index")
-    content = read_range(place, 0, size)
+    file = parquet_file(place)
+    if file.size > LARGEST_INDEX:
+        raise InputError(f"{file.name} has {file.size:,} bytes, more than any index")
+    if file.read is not None:  # once, not for each shard
+        content = file.read(0, file.size)
+        file = replace(file, read=lambda start, count: content[start : start + count])
     try:
-        about = json.loads(_parquet(content).schema_arrow.metadata[b"vitreous"])
+        about = json.loads(file.ask("schema")[1].schema.metadata[b"vitreous"])
         names, ends = [name for name, _ in about["shards"]], [end for _, end in about["shards"]]
         right = about["format"] == FORMAT and all(type(end) is int for end in ends)
         right = right and all(type(name) is str and _is_inside(name) for name in names)
-    except Exception as fault:  # whatever Parquet's reader raises
+    except (InputError, KeyError, TypeError, ValueError, RecursionError) as fault:
         raise _damaged(place) from fault
     if not right:
         raise _damaged(place)
-    return Index(names, ends, lambda number, at: _shard(content, number, at, place))
+    return Index(names, ends, lambda number, at: _shard(file, number, at, place))
 
 
 def _beside(places: Sequence[str]) -> dict[str, Shard]:
@@ -229,22 +231,16 @@ def _table(shard: Shard, schema: "pa.Schema") -> "pa.Table":
     return pa.table([names, shard.offsets, shard.sizes, pa.array(shard.contents, pa.binary())], schema=schema)
 
 
-def _parquet(content: bytes) -> Any:
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(io.BytesIO(content))
-
-
-def _shard(content: bytes, which: int, place: str, index: str) -> Shard:
+def _shard(file: ParquetFile, which: int, place: str, index: str) -> Shard:
     """The rows of one shard. Raises `InputError` for what no index says."""
     try:
-        table = _parquet(content).read_row_group(which)
+        table = file.ask("rows", "", which, None, 0, None)[1]
         names = [name.decode("utf-8", "surrogateescape") for name in table["name"].to_pylist()]
         offsets, sizes = table["offset"].to_numpy(), table["size"].to_numpy()
         contents = table["content"].to_pylist()
         right = all(array.dtype == np.int64 for array in (offsets, sizes)) and (offsets >= 0).all()
         right = right and bool((sizes >= -1).all() and (offsets + sizes >= 0).all())
-    except Exception as fault:
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as fault:
         raise _damaged(index) from fault
     if not right:
         raise _damaged(index)

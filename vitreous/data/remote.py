@@ -141,8 +141,9 @@ def read_range(place: str, start: int, count: int) -> bytes:
 class RangeFile(io.RawIOBase):
     """A file that is read by ranges, for libraries that ask for one."""
 
-    def __init__(self, place: str):
-        self.place, self.length, self.position = place, stat(place).size, 0
+    def __init__(self, size: int, read: Callable[[int, int], bytes]):
+        """`size` is in bytes; `read` gives bytes from a start, as many as it is asked for or fewer, but some."""
+        self.size, self.range, self.position = size, read, 0
 
     def readable(self) -> bool:
         """Yes."""
@@ -154,27 +155,21 @@ class RangeFile(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Moves to a byte."""
-        self.position = max(0, offset + (0, self.position, self.length)[whence])
+        self.position = max(0, offset + (0, self.position, self.size)[whence])
         return self.position
 
     def tell(self) -> int:
         """The byte that is read next."""
         return self.position
 
-    def readall(self) -> bytes:
-        """All that is left."""
-        return self._take(self.length - self.position)
-
     def readinto(self, buffer: Any) -> int:
         """Fills a buffer as far as the file goes."""
-        content = self._take(min(len(buffer), self.length - self.position))
-        buffer[: len(content)] = content
-        return len(content)
-
-    def _take(self, count: int) -> bytes:
-        content = read_range(self.place, self.position, count)
-        self.position += len(content)
-        return content
+        filled, count = 0, min(len(buffer), self.size - self.position)
+        while filled < count and (content := self.range(self.position, count - filled)):
+            buffer[filled : filled + len(content)] = content
+            filled += len(content)
+            self.position += len(content)
+        return filled
 
 
 def retried(what: str, act: Callable[[], T]) -> T:

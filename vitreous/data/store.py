@@ -9,10 +9,10 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from itertools import accumulate
+from contextlib import closing, suppress
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +24,11 @@ from vitreous.errors import InputError
 
 SPARE = 2 << 30  # bytes that a cache leaves free on the disk
 LIMIT = 10.0  # GB of all caches; $VITREOUS_CACHE_GB says otherwise
+TOGETHER, LARGE = 32, 1 << 20  # files, and bytes of them, that are decoded at once
 FORSAKEN = 24 * 3600  # seconds without a write after which nobody fills a cache any more
+N = TypeVar("N")
 T = TypeVar("T")
+Decoded = tuple[int, np.ndarray] | str  # which size, and pixels (H, W, C), as `InputSpec.read` has them; or a fault
 
 
 class UndecodableError(InputError):
@@ -48,9 +51,10 @@ class PixelStore:
         """(B,) numbers of pictures of one size -> pixels (B, H, W, C) in the spec's depth."""
         if self.arrays is not None:
             return torch.from_numpy(self.arrays[self.which[numbers[0]]][self.rows[numbers]])
-        read = self.spec.read
-        pictures = [read(self.source.read(int(i)), self.source.names[i])[1] for i in numbers]
-        return torch.from_numpy(np.stack(pictures))
+        found = reader(self.source, self.spec)(numbers.tolist())
+        if faults := [one for one in found if isinstance(one, str)]:
+            raise InputError(faults[0])
+        return torch.from_numpy(np.stack([one[1] for one in found]))
 
     def statistics(self, numbers: np.ndarray, most: int = 4096) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation a channel over (at most `most` of) these pictures, in units of the depth's range."""
@@ -119,7 +123,7 @@ def cache_root(cache: str = "auto") -> Path:
 
 
 def in_order(
-    function: Callable[[int], T], numbers: Iterable[int], threads: int, ahead: int = 4
+    function: Callable[[N], T], numbers: Iterable[N], threads: int, ahead: int = 4
 ) -> Generator[T, None, None]:
     """`map` over a thread pool, in order, with at most `ahead` results a thread waiting."""
     if threads < 1:
@@ -135,6 +139,52 @@ def in_order(
             yield waiting.pop(0).result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def reader(
+    source: Source, spec: InputSpec, caught: type[Exception] = InputError
+) -> Callable[[Sequence[int]], list[Decoded]]:
+    """Reads a source's pictures by numbers, small files together; what is caught is that picture's own fault."""
+
+    def tried(number: int, act: Callable[..., T], *given: Any) -> T | str:
+        try:
+            return act(*given)
+        except ChildProcessError:  # there is nothing to decode with, for any picture
+            raise
+        except InputError as fault:
+            return str(fault)
+        except caught as fault:
+            return f"{source.names[number]}: it cannot be decoded [{type(fault).__name__}: {fault}]"
+
+    def read(numbers: Sequence[int]) -> list[Decoded]:
+        found: dict[int, Decoded] = {}
+        files: dict[int, bytes] = {}
+        for number in numbers:
+            picture = tried(number, source.read, number)
+            if isinstance(picture, np.ndarray):
+                found[number] = tried(number, spec.read, picture, source.names[number])
+            elif isinstance(picture, str):
+                found[number] = picture
+            else:
+                files[number] = picture
+            if files and (number == numbers[-1] or sum(map(len, files.values())) >= LARGE):
+                decoded = spec.read_all(list(files.values()), [source.names[i] for i in files])
+                told = [str(one) if isinstance(one, InputError) else one for one in decoded]
+                found |= zip(files, told, strict=True)
+                files = {}
+        return [found[number] for number in numbers]
+
+    return read
+
+
+def read_in_order(
+    read: Callable[[Sequence[int]], list[T]], count: int, threads: int, ahead: int = 2 * TOGETHER
+) -> Generator[T, None, None]:
+    """What `read` gives of the numbers below `count`, by `in_order`, some of them at a time."""
+    size = max(1, min(TOGETHER, ahead // 2, count // (4 * max(threads, 1))))  # so that all threads end together
+    groups = (range(start, min(start + size, count)) for start in range(0, count, size))
+    with closing(in_order(read, groups, threads, ahead // size)) as found:
+        yield from chain.from_iterable(found)
 
 
 def _fill(
@@ -178,14 +228,8 @@ def _decode_all(
     progress: Callable[[int], None],
     keep: Callable[[int, int, np.ndarray], None],
 ):
-    def read(i: int) -> tuple[int, np.ndarray] | str:
-        try:
-            return spec.read(source.read(i), source.names[i])
-        except InputError as fault:
-            return str(fault)
-
     faults = {}
-    for i, result in enumerate(in_order(read, range(len(source)), threads)):
+    for i, result in enumerate(read_in_order(reader(source, spec), len(source), threads)):
         if isinstance(result, str):
             faults[i] = result
         else:

@@ -86,9 +86,8 @@ def _read(
     splits: Sequence[str],
 ) -> Table:
     contents: Callable[[str], RowGroups | None] = lambda name: None  # noqa: E731
-    holes: dict[str, list[int]] = {}
     if shown(places[0]).lower().endswith(".parquet"):
-        table, contents, holes, rows = light_columns(places)
+        table, contents, rows = light_columns(places)
         splits = [split for split, count in zip(splits, rows, strict=False) for _ in range(count)]
     else:
         table = _load_csv(Path(places[0]))
@@ -105,8 +104,7 @@ def _read(
         raise InputError(f"{where} has no path column '{path_column}'. Its columns are: {', '.join(names)}.")
 
     pictures = path_column or _picture_column(table, where)
-    reader, gaps = contents(stored[pictures]), holes.get(stored[pictures], [])
-    read, paths = _pictures(table[pictures], pictures, where, reader, gaps)
+    read, paths = _pictures(table[pictures], pictures, where, contents(stored[pictures]))
     if read is None:
         if len(places) > 1 or is_url(places[0]):
             raise InputError(f"{where}: '{pictures}' holds paths; expected pictures themselves, in a column of bytes.")
@@ -221,10 +219,10 @@ def _picture_column(table: "pa.Table", where: str) -> str:
 
 
 def _pictures(
-    column: "pa.ChunkedArray", title: str, where: str, reader: RowGroups | None, holes: Sequence[int]
+    column: "pa.ChunkedArray", title: str, where: str, reader: RowGroups | None
 ) -> tuple[RowGroups | None, list[str]]:
     """The reader of the pictures themselves or None, and their names or paths; a struct {bytes, path} is Hugging Face's
-    way. `holes` are the row groups in which some are missing.
+    way.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -234,8 +232,8 @@ def _pictures(
         paths = pc.struct_field(column, "path")  # pyright: ignore
     empty: list[int] = []
     if reader is not None:
-        for which in holes:
-            lengths = pc.fill_null(pc.binary_length(reader.group(which)), 0).to_numpy()  # pyright: ignore
+        for which in reader.holes:
+            lengths = pc.fill_null(pc.binary_length(reader.part(which)), 0).to_numpy()  # pyright: ignore
             empty += (np.flatnonzero(lengths == 0) + reader.starts[which]).tolist()
         if len(empty) == len(column) and paths is not None:
             reader, empty = None, []

@@ -1,28 +1,24 @@
 """Decoding beside the engine: pictures to outputs, in the order of the pictures, in bounded memory."""
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import count, takewhile
 
 import numpy as np
 
-from vitreous.data.preprocess import InputSpec
-from vitreous.data.sources import Source
-from vitreous.data.store import in_order
-from vitreous.errors import InputError
+from vitreous.data.store import Decoded, read_in_order
 
 AHEAD = 4  # pictures a decoding thread that may wait, at least; in all threads together a batch
 GIVEN = 2  # batches that the engine has: the one that it computes, and the next
 PATIENCE = 8  # batches of later pictures, after which one of a rare size is computed in a batch that is not full
-Decoded = tuple[int, np.ndarray] | str  # which size, and pixels (H, W, C), as `InputSpec.read` has them; or a fault
 Answered = tuple[list[int], np.ndarray, dict[int, str]]  # numbers, outputs (n, K), faults by number
 
 
 def outputs_in_order(
     pictures: int,
-    read: Callable[[int], Decoded],
+    read: Callable[[Sequence[int]], list[Decoded]],
     run: Callable[[np.ndarray], np.ndarray],
     *,
     outputs: int,
@@ -39,7 +35,7 @@ def outputs_in_order(
     ahead = max(AHEAD, -(-batch // threads))
     found: dict[int, np.ndarray | str] = {}
     first = 0  # the first picture that was not yielded yet
-    with closing(in_order(read, range(pictures), threads, ahead)) as decoded, closing(_Batches(run, batch)) as batches:
+    with closing(read_in_order(read, pictures, threads, ahead)) as decoded, closing(_Batches(run, batch)) as batches:
         for number, picture in enumerate(decoded):
             if isinstance(picture, str):
                 found[number] = picture
@@ -58,23 +54,6 @@ def outputs_in_order(
             if answered[0]:
                 yield answered
             first += len(answered[0])
-
-
-def reader(source: Source, spec: InputSpec) -> Callable[[int], Decoded]:
-    """Reads a source's pictures by number, for `outputs_in_order`; whatever goes wrong is that picture's own fault."""
-
-    def read(number: int) -> Decoded:
-        name = source.names[number]
-        try:
-            return spec.read(source.read(number), name)
-        except InputError as fault:
-            return str(fault)
-        except ChildProcessError:  # there is nothing to decode with, for any picture
-            raise
-        except Exception as fault:  # too little memory, a disk that is gone, what a library raises at odd contents
-            return f"{name}: it cannot be decoded [{type(fault).__name__}: {fault}]"
-
-    return read
 
 
 class _Batches:

@@ -22,14 +22,14 @@ from vitreous.calibration import Calibration, summarise
 from vitreous.data.doctor import digest
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.sources import Source, open_pictures, open_source
-from vitreous.data.store import in_order
+from vitreous.data.store import in_order, reader
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.agreement import Bar
 from vitreous.infer.division import divided
 from vitreous.infer.engines import Engine, TorchEngine, candidates, describe
 from vitreous.infer.files import is_export, open_export
-from vitreous.infer.pipeline import Answered, outputs_in_order, reader
+from vitreous.infer.pipeline import Answered, outputs_in_order
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import VisionTransformer, count_macs
 from vitreous.rundir import RunDir
@@ -215,7 +215,8 @@ class Predictor:
     def _own_answers(self, source: Source) -> Generator[Answered, None, None]:
         pictures = outputs_in_order(
             len(source),
-            reader(source, self.spec),
+            # Too little memory, a disk that is gone, what a library raises at odd contents: of one picture alone.
+            reader(source, self.spec, Exception),
             self.outputs,
             outputs=self.task.outputs,
             batch=self.batch,

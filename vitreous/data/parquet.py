@@ -1,0 +1,244 @@
+"""Parquet files, opened in processes of their own: what a file says of its sizes, page for page, may be a lie.
+
+Sizes could be checked before, but what they lead to only shows in decoding: a few bytes stand for as many values as
+they like. So a child with little memory to spare decodes them. It opens a file here itself; of one that is far away it
+asks for ranges. What it sends is Arrow's stream, which is checked as anyone's would be.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vitreous.data.processes import Child, GoneError, Line, Processes, allow, paused, serve, within
+from vitreous.data.remote import RangeFile, is_url, read_range, shown, stat
+from vitreous.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CLAIM = 64  # times its bytes that what is read of a file at once may take
+SPARE = 64 << 20  # bytes that it may take besides
+WORK = 4  # times those, that a child may take to read it
+RATE = 10 << 20  # bytes of a file for each of which seconds a child has one more
+RANGE = 32 << 20  # bytes that a child asks for at once
+PART = 4 << 20  # bytes of pictures that are read at once, if not less is in a row group
+MAIN = "from vitreous.data.parquet import main"
+Read = Callable[[int, int], bytes]  # start, count
+
+
+@dataclass(frozen=True)
+class ParquetFile:
+    """A file to be opened by child processes."""
+
+    name: str  # for messages
+    size: int  # bytes
+    read: Read | None  # of its ranges; None where a child opens it itself, by its name
+
+    @property
+    def most(self) -> int:
+        """Bytes that what is read of it at once may take."""
+        return CLAIM * self.size + SPARE
+
+    def ask(self, job: str, *how: Any) -> tuple[Any, "pa.Table"]:
+        """What a child process does with it, one of `JOBS`, `how` being what that takes: words, and a table.
+
+        Raises `InputError`, with the file's name, for a file that cannot be read, or takes more than is believed.
+        """
+        path = os.path.abspath(self.name) if self.read is None else None
+        seconds = READERS.seconds + self.size / RATE
+
+        def talk(child: Child) -> "tuple[Any, pa.Table] | InputError":
+            child.seconds = seconds
+            child.say([job, self.name, path, self.size, self.most, seconds, how])
+            while True:
+                match child.hear():
+                    case [int(start), int(count)], 0 if self.read and start >= 0 and 0 <= count <= RANGE:
+                        self._serve(child, self.read, start, count)
+                    case str(fault), 0:
+                        return InputError(fault)
+                    case {"told": words}, size if size <= self.most:
+                        return words, _checked(child.take(size))
+                    case _:
+                        raise GoneError
+
+        heard = READERS.ask(self.name, talk)
+        if isinstance(heard, InputError):
+            raise heard
+        return heard
+
+    def _serve(self, child: Child, read: Read, start: int, count: int) -> None:
+        with child.waiting():
+            try:
+                words, content = None, read(start, count)
+            except (InputError, OSError) as fault:
+                words, content = str(fault), b""
+        child.say(words, content)
+
+
+def parquet_file(place: str) -> ParquetFile:
+    """The file at a path or a URL. Raises `InputError` where it cannot be had."""
+    if is_url(place):
+        return ParquetFile(shown(place), stat(place).size, functools.partial(read_range, place))
+    try:
+        return ParquetFile(place, os.path.getsize(place), None)
+    except OSError as error:
+        raise InputError(f"{place} cannot be read: {error.strerror}.") from error
+
+
+def _checked(content: bytes) -> "pa.Table":
+    """The table of a stream that a child sent."""
+    import pyarrow as pa
+
+    try:
+        with pa.ipc.open_stream(content) as stream:
+            table = stream.read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error:  # its own word for what is no stream
+        raise GoneError from error
+    return table
+
+
+READERS = Processes(MAIN)
+
+
+# In a child
+
+
+def main(seconds: float, memory: int) -> NoReturn:
+    """Reads the files that it is told of."""
+    import pyarrow as pa
+
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+
+    def answer(line: Line, words: Any) -> None:
+        job, name, path, size, most, seconds, how = words
+        allow(WORK * most, memory)
+        with within(seconds):
+            try:
+                file = functools.partial(opened, path or functools.partial(asked, line), size)
+                told, table = JOBS[job](file, most, *how)
+                content = written(table, most)
+            except Exception as fault:
+                words = fault if isinstance(fault, InputError) else f"it cannot be read as a table: {str(fault)[:1000]}"
+                told, content = f"{name}: {words}", None
+        if content is None:
+            line.say(told)
+        else:
+            line.say({"told": told}, memoryview(content))
+
+    serve(answer, memory)
+
+
+def asked(line: Line, start: int, count: int) -> bytes:
+    """A range of a file that the parent reads."""
+    with paused():
+        line.say([start, min(count, RANGE)])
+        line.flush()
+        fault, length = line.hear()
+        content = line.take(length)
+    if fault:
+        raise InputError(fault)
+    return content
+
+
+def opened(source: str | Read, size: int) -> Any:
+    """pyarrow's view of a file, which is not `read_table`, as that takes folders called a=1 for columns."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(source if isinstance(source, str) else pa.PythonFile(RangeFile(size, source), mode="r"))
+
+
+def schema(file: Callable[[], Any], most: int) -> "tuple[None, pa.Table]":
+    """No rows."""
+    with file() as parquet:
+        return None, parquet.schema_arrow.empty_table()
+
+
+def light(file: Callable[[], Any], most: int) -> "tuple[dict[str, Any], pa.Table]":
+    """All columns but what they hold in bytes, of which there are nulls; and of each such column where the bytes are
+    in the file, and in parts of which rows it is read: group, first row and rows of each, and whether some are null.
+    """
+    import pyarrow as pa
+
+    with file() as parquet:
+        schema, facts = parquet.schema_arrow, parquet.metadata
+        groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
+        if facts.num_rows * facts.num_columns * 8 > most:
+            raise InputError(f"it claims {facts.num_rows:,} rows, more than is believed of its size")
+        if sum(group.num_rows for group in groups) != facts.num_rows or any(group.num_rows < 0 for group in groups):
+            raise InputError("its row groups have other rows than it has: it is damaged")
+        leaves = {field.name: leaf for field in schema if (leaf := _leaf(field))}
+        wanted = [name for name in schema.names if name not in leaves]
+        wanted += [f"{f.name}.path" for f in schema if f.name in leaves and _has(f.type, "path")]
+        table = parquet.read(columns=wanted, use_threads=False)
+        for name in schema.names:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(facts.num_rows, pa.binary()))
+        table = table.select(schema.names).replace_schema_metadata(schema.metadata)
+        return {name: {"leaf": leaf, "parts": _parts(groups, leaf)} for name, leaf in leaves.items()}, table
+
+
+def rows(
+    file: Callable[[], Any], most: int, key: str, group: int, columns: list[str] | None, start: int, count: int | None
+) -> "tuple[None, pa.Table]":
+    """Rows of a row group. The two that were read last are kept, under `key`: the next rows are asked for next."""
+    table = HELD.pop((key, group), None)
+    if table is None:
+        with file() as parquet:
+            table = parquet.read_row_group(group, columns=columns, use_threads=False)
+    HELD[key, group] = table
+    if len(HELD) > 2:
+        del HELD[next(iter(HELD))]
+    return None, table.slice(start, count)
+
+
+HELD: "dict[tuple[str, int], pa.Table]" = {}
+JOBS = {"schema": schema, "light": light, "rows": rows}
+
+
+def written(table: "pa.Table", most: int) -> "pa.Buffer":
+    """A table as a stream, once it is sound."""
+    import pyarrow as pa
+
+    table.validate(full=True)
+    if table.nbytes > most:
+        raise InputError(f"it unpacks to {table.nbytes:,} bytes, more than is believed of its size")
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue()
+
+
+def _parts(groups: Sequence[Any], leaf: str) -> list[tuple[int, int, int, bool]]:
+    """The parts of a column of bytes: group, first row and rows of each, and whether some are null, as the file says.
+
+    A part has some `PART` bytes, if pictures are alike.
+    """
+    parts = []
+    for number, group in enumerate(groups):
+        columns = [group.column(at) for at in range(group.num_columns)]
+        column = next(column for column in columns if column.path_in_schema == leaf)
+        holes = bool(column.statistics and column.statistics.null_count)
+        step = max(1, PART * group.num_rows // max(column.total_uncompressed_size, 1))
+        starts = range(0, group.num_rows, step)
+        parts += [(number, start, min(step, group.num_rows - start), holes) for start in starts]
+    return parts
+
+
+def _leaf(field: "pa.Field") -> str | None:
+    """The column of bytes that a field is, or has as a struct {bytes, …}."""
+    import pyarrow as pa
+
+    if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+        return field.name
+    return f"{field.name}.bytes" if _has(field.type, "bytes") else None
+
+
+def _has(t: "pa.DataType", name: str) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_struct(t) and any(field.name == name for field in t)  # pyright: ignore
