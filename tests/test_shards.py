@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import pytest
 from vitreous.data import http, index, remote, tar
 from vitreous.data.packing import pack
 from vitreous.data.places import is_there, title_of
-from vitreous.data.remote import RangeFile, expand, shown
+from vitreous.data.remote import RangeFile, expand, read_range, shown
 from vitreous.data.rowgroups import RowGroups
 from vitreous.data.shards import fuzz_shards
 from vitreous.data.sources import Source, open_pictures, open_source
@@ -492,7 +493,7 @@ class TestRemote:
 
     def test_a_file_of_ranges_is_a_file(self, server):
         server.files["x"] = bytes(range(200))
-        file = io.BufferedReader(RangeFile(server.url("x")), 16)
+        file = io.BufferedReader(RangeFile(200, partial(read_range, server.url("x"))), 16)
         assert file.read(3) == b"\0\1\2"
         assert file.seek(-3, os.SEEK_END) == 197
         assert file.read() == bytes([197, 198, 199])
@@ -525,12 +526,12 @@ class TestParquet:
         self.write(tmp_path / "a.parquet", 0, 9, wrapped=False)
         source = open_source(tmp_path / "a.parquet")
         assert source.names[8] == "image[8]"
-        groups: list[int] = []
-        group = RowGroups.group
-        monkeypatch.setattr(RowGroups, "group", lambda self, which: groups.append(which) or group(self, which))
+        parts: list[int] = []
+        part = RowGroups.part
+        monkeypatch.setattr(RowGroups, "part", lambda self, which: parts.append(which) or part(self, which))
         monkeypatch.setattr("vitreous.data.rowgroups.HELD", 1)
         assert [source.read(i) for i in (0, 1, 4, 2, 8, 3)] == [b"picture %d" % i for i in (0, 1, 4, 2, 8, 3)]
-        assert groups == [0, 1, 2, 1]
+        assert parts == [0, 1, 2, 1]
         read = pickle.loads(pickle.dumps(source.read))
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(read, range(9))) == [b"picture %d" % i for i in range(9)]

@@ -14,11 +14,11 @@ from PIL import Image
 
 from vitreous.data import decode, doctor, preprocess, workers
 from vitreous.data.preprocess import InputSpec
+from vitreous.data.processes import HEAD
 from vitreous.data.sources import Source, open_pictures
-from vitreous.data.store import UndecodableError, open_store
+from vitreous.data.store import UndecodableError, open_store, reader
 from vitreous.data.workers import Decoders
 from vitreous.errors import InputError
-from vitreous.data.store import reader
 
 SPEC = InputSpec(3, "uint8", ((8, 12), (12, 8)))
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -43,6 +43,10 @@ def eat(picture):
 decode.READERS = tuple((decode.starts(word), fault) for word, fault in (
     (b"CRASH", crash), (b"ONCE:", crash_once), (b"HANG", hang), (b"EAT", eat))) + decode.READERS
 """
+
+
+def message(words: str, data: int = 0) -> bytes:
+    return HEAD.pack(len(words), data) + words.encode()
 
 
 def picture(seed: int, form: str = "PNG", size: tuple[int, int] = (40, 60)) -> bytes:
@@ -137,6 +141,35 @@ class TestDeaths:
         assert frail.read(SPEC, b"ONCE:" + bytes(tmp_path / "marker"), "a")[0] == 0
         assert (tmp_path / "marker").exists()
 
+    @pytest.mark.parametrize(
+        "stuck", ["os.write(1, message[:5])", "0", "os.write(1, message + bytes(9))"], ids=["writing", "silent", "late"]
+    )
+    def test_a_process_that_is_stuck_and_does_not_end_itself_is_ended(self, stuck):
+        said = f"""
+import os, time
+from vitreous.data.processes import HEAD
+def main(*_):
+    message = HEAD.pack(3, 288) + b"[1]"
+    os.write(1, b"!")
+    {stuck}
+    time.sleep(1000)
+"""
+        impatient = Decoders(seconds=0.5, program=f"exec({said!r})")
+        assert "took longer than 0.5 seconds to decode" in fault_of(
+            impatient, b"x" * (1 << 20)
+        )  # more than a pipe takes
+        assert impatient.pids == []
+
+    def test_of_pictures_that_are_read_together_the_one_that_crashes_is_named_and_the_others_are_read(self, frail):
+        files = [picture(0), b"no picture", b"CRASH", picture(2, "JPEG"), b"CRASH"]
+        names = [f"{number}.jpg" for number in range(5)]
+        found = frail.read_all(SPEC, files, names)
+        for number in (0, 3):
+            np.testing.assert_array_equal(found[number][1], SPEC.read_here(files[number], "a")[1])
+        assert str(found[1]).startswith("1.jpg: ")
+        for number in (2, 4):
+            assert str(found[number]).startswith(f"{number}.jpg: it took the decoder down, twice")
+
     def test_a_picture_that_hangs_even_with_pythons_lock_is_named(self):
         impatient = Decoders(seconds=1.0, program=PROGRAM)
         assert "took longer than 1 seconds to decode" in fault_of(impatient, b"HANG")
@@ -155,19 +188,29 @@ class TestDeaths:
             child.process.kill()
         assert decoders.read(SPEC, picture(0), "a")[0] == 0
 
-    @pytest.mark.parametrize("nonsense", [b"\x07\0\0\0" * 2, b"\xff" * 8, b"\xff\xff\xff\xff\2\0\0\0{}", b"\1\0\0\0"])
+    @pytest.mark.parametrize(
+        "nonsense",
+        [
+            b"\x07\0\0\0" * 3,
+            b"\xff" * 12,
+            message("{}"),
+            message("[]"),
+            message("[9]"),
+            message("[[1, 2, 3]]"),
+            message("[1]", data=5),
+            message("[1]", data=12 * 8 * 3),  # the pixels do not follow
+            message("[" * 100_000),
+        ],
+    )
     def test_a_process_that_talks_nonsense_is_not_believed(self, nonsense):
-        said = f"import os, sys\ndef main(*_): os.write(1, b'!' + {nonsense!r} + b'?' * 99); sys.stdin.read()\n"
-        mad = Decoders(program=f"exec({said!r})")
-        if nonsense == b"\1\0\0\0":  # a kind that is, and fewer pixels than it takes
-            mad.program = mad.program.replace("sys.stdin.read()", "os._exit(5)")
-        assert "took the decoder down" in fault_of(mad, b"x")
+        said = f"import os, sys\ndef main(*_): os.write(1, b'!' + {nonsense!r} + b'?' * 99); os._exit(5)\n"
+        assert "took the decoder down" in fault_of(Decoders(program=f"exec({said!r})"), b"x")
 
     def test_where_none_can_be_started_it_is_said_and_no_picture_is_blamed(self, monkeypatch, capfd):
         monkeypatch.setattr(preprocess, "DECODERS", Decoders(program="raise SystemExit('no numpy here')"))
         source = Source("x", "here", ("a.jpg",), {}, np.full(1, ""), None, [b"x"].__getitem__)
         with pytest.raises(ChildProcessError, match="could not be started"):
-            reader(source, SPEC)(0)
+            reader(source, SPEC, Exception)([0])
         assert "no numpy here" in capfd.readouterr().err
         monkeypatch.setattr(sys, "frozen", True, raising=False)
         with pytest.raises(ChildProcessError, match="expected a Python"):
@@ -178,7 +221,7 @@ class TestDeaths:
             monkeypatch.setattr(module, "DECODERS", frail)
         files = [picture(0), b"CRASH", picture(2)]
         source = Source("x", "here", ("a.jpg", "b.jpg", "c.jpg"), {}, np.full(3, ""), None, files.__getitem__)
-        answers = [reader(source, SPEC)(number) for number in range(3)]
+        answers = reader(source, SPEC)([0, 1, 2])
         assert [isinstance(answer, str) for answer in answers] == [False, True, False]
         assert str(answers[1]).startswith("b.jpg: it took the decoder down")
         with pytest.raises(UndecodableError) as fault:
@@ -208,7 +251,7 @@ class TestLives:
         assert os.getpgid(decoders.pids[0]) == decoders.pids[0] != os.getpgid(0)
 
     def test_one_that_nobody_asks_ends_and_no_picture_is_blamed(self):
-        bored = Decoders(program=f"from vitreous.data import workers; workers.IDLE = 0.01; {workers.MAIN}")
+        bored = Decoders(program=f"from vitreous.data import processes; processes.IDLE = 0.01; {workers.MAIN}")
         for _ in range(3):
             assert bored.read(SPEC, picture(0), "a")[0] == 0
             for child in bored._free:

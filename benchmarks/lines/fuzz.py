@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 
 COUNT = 100_000  # inputs a parser
 SECONDS = 2.0  # of the processor, an input
+MEMORY = 1 << 30  # bytes of a child process, an input
 PATIENCE = 1800  # seconds a parser in all, beyond which what was done is reported
 
 
@@ -139,10 +141,15 @@ def csv(data: bytes) -> object:
 
 
 def parquet(data: bytes) -> object:
-    """A table of pictures in Parquet."""
+    """A table of pictures in Parquet, and its first picture."""
     from vitreous.data.tables import read_table
 
-    return FILES.setdefault("parquet", on_file("t.parquet", lambda path: read_table(path, (), None, None)))(data)
+    def read(path: Path) -> None:
+        table = read_table(path, (), None, None)
+        if table.read is not None and table.names:
+            table.read(0)
+
+    return FILES.setdefault("parquet", on_file("t.parquet", read))(data)
 
 
 def pickles(data: bytes) -> object:
@@ -235,6 +242,18 @@ def seed_of_png() -> bytes:
     return stream.getvalue()[8:]
 
 
+def spent() -> float:
+    """Seconds of the processor that this process and its children took."""
+    from vitreous.data.parquet import READERS
+
+    alive = [Path(f"/proc/{pid}/stat") for pid in READERS.pids]
+    ticks = [
+        int(tick) for stat in alive if stat.exists() for tick in stat.read_text().rpartition(")")[2].split()[11:13]
+    ]
+    ended = os.times()
+    return time.process_time() + ended.children_user + ended.children_system + sum(ticks) / os.sysconf("SC_CLK_TCK")
+
+
 def fuzz(name: str, folder: Path, count: int, seed: int) -> None:
     """Gives a parser so many inputs, by what they reach in our own modules."""
     import atheris  # pyright: ignore[reportMissingImports]
@@ -254,13 +273,13 @@ def fuzz(name: str, folder: Path, count: int, seed: int) -> None:
     corpus.mkdir(exist_ok=True)
     for number, content in enumerate(seeds):
         (corpus / f"seed{number}").write_bytes(content)
-    facts = {"inputs": 0, "slowest": 0.0, "fault": ""}
+    facts = {"inputs": 0, "slowest": 0.0, "largest": 0, "fault": ""}
 
     def note() -> None:
         (folder / "done.json").write_text(json.dumps(facts))
 
     def one(data: bytes) -> None:
-        began = time.process_time()
+        began, _ = spent()
         try:
             parse(data)
         except InputError:
@@ -271,9 +290,10 @@ def fuzz(name: str, folder: Path, count: int, seed: int) -> None:
             note()
             raise
         facts["inputs"] += 1
-        facts["slowest"] = max(facts["slowest"], time.process_time() - began)
-        if facts["slowest"] > SECONDS and not facts["fault"]:
-            facts["fault"] = f"an input took {facts['slowest']:.1f} s"
+        ended, most = spent()
+        facts["slowest"], facts["largest"] = max(facts["slowest"], ended - began), max(facts["largest"], most)
+        if (facts["slowest"] > SECONDS or most > MEMORY) and not facts["fault"]:
+            facts["fault"] = f"an input took {facts['slowest']:.1f} s, or a child {most / 1e6:,.0f} MB"
             (folder / "slow-input").write_bytes(data)
         if facts["inputs"] % 1000 == 0 or facts["inputs"] >= count:
             note()

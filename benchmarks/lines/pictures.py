@@ -6,13 +6,13 @@ compared bit for bit. With --data, a folder of photos, decoding in processes is 
 """
 
 import argparse
+import dataclasses
 import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ import numpy as np
 
 import vitreous
 from vitreous.calibration import Calibration
-from vitreous.data.folders import is_picture
+from vitreous.data.decode import inspect
 from vitreous.data.preprocess import InputSpec
+from vitreous.data.sources import open_pictures
+from vitreous.data.store import read_in_order, reader
 from vitreous.data.workers import Decoders
 from vitreous.infer.build import write_export
 from vitreous.infer.judge import noise_judge
@@ -40,6 +42,8 @@ COUNT = 25  # of each kind
 MEMORY, SECONDS = 1 << 30, 5.0  # what a picture may take
 EVERYWHERE = 30  # kinds that go through all
 RATIO, ROUNDS, THREADS = 0.95, 5, 2  # of decoding in processes to decoding in threads
+SIDE = 224  # of what they are decoded to, at most
+MOST, MOST_BYTES = 2000, 20 << 20  # pictures, and bytes of them, that are decoded
 
 
 def odd_pictures(count: int, seed: int = 0) -> bool:
@@ -146,22 +150,33 @@ def same_inputs(folder: Path) -> bool:
 
 def decoding_rates(photos: Path) -> bool:
     """Whether processes decode as fast as threads of this process do; prints both."""
-    files = [path.read_bytes() for path in sorted(photos.rglob("*")) if is_picture(path.name)][:200]
-    spec = InputSpec(3, "uint8", ((224, 224),), convert=True)
+    source = open_pictures([photos])
+    files: list[Any] = []
+    while len(files) < min(MOST, len(source)) and sum(map(len, files)) < MOST_BYTES:
+        files.append(source.read(len(files)))
+    source = dataclasses.replace(source, read=files.__getitem__)
+    facts = inspect(files[0], "a picture")
+    height, width = min(facts.height, SIDE), min(facts.width, SIDE)
+    spec = InputSpec(3, "uint8", ((height, width),), convert=True)
 
-    def rate(read: Callable[[bytes, str], Any]) -> float:
+    def rate(read: Callable[[Sequence[int]], list[Any]]) -> float:
         began = time.perf_counter()
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda file: read(file, "a photo"), files))
+        for _ in read_in_order(read, len(files), THREADS):
+            pass
         return len(files) / (time.perf_counter() - began)
 
-    rate(spec.read)
-    rows = [(rate(spec.read_here), rate(spec.read)) for _ in range(ROUNDS)]
-    here, apart = (statistics.median(column) for column in zip(*rows, strict=True))
+    def here(numbers: Sequence[int]) -> list[Any]:
+        return [spec.read_here(files[number], "a picture") for number in numbers]
+
+    apart = reader(source, spec)
+    rate(apart)
+    rows = [(rate(here), rate(apart)) for _ in range(ROUNDS)]
+    first, second = (statistics.median(column) for column in zip(*rows, strict=True))
     ratio = statistics.median(there / here for here, there in rows)
     print(
-        f"{len(files)} photos of {sum(map(len, files)) / len(files) / 1e3:.0f} kB to 224×224, {THREADS} threads: here "
-        f"{here:.0f}/s, in processes {apart:.0f}/s, ratio {ratio:.3f} (held to {RATIO}; median of {ROUNDS} rounds)"
+        f"{len(files)} pictures of {sum(map(len, files)) / len(files) / 1e3:.1f} kB to {height}×{width}, "
+        f"{THREADS} threads: here {first:.0f}/s, in processes {second:.0f}/s, ratio {ratio:.3f} (held to {RATIO}; "
+        f"median of {ROUNDS} rounds)"
     )
     return ratio >= RATIO
 

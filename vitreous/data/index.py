@@ -234,7 +234,7 @@ def _table(shard: Shard, schema: "pa.Schema") -> "pa.Table":
 def _shard(file: ParquetFile, which: int, place: str, index: str) -> Shard:
     """The rows of one shard. Raises `InputError` for what no index says."""
     try:
-        table = file.ask("rows", "", which, None, 0, None)[1]
+        table = file.ask("row group", which)[1]
         names = [name.decode("utf-8", "surrogateescape") for name in table["name"].to_pylist()]
         offsets, sizes = table["offset"].to_numpy(), table["size"].to_numpy()
         contents = table["content"].to_pylist()

@@ -7,6 +7,7 @@ asks for ranges. What it sends is Arrow's stream, which is checked as anyone's w
 
 import functools
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -63,7 +64,8 @@ class ParquetFile:
                     case _:
                         raise GoneError
 
-        heard = READERS.ask(self.name, talk)
+        with TURNS:
+            heard = READERS.ask(self.name, talk)
         if isinstance(heard, InputError):
             raise heard
         return heard
@@ -101,6 +103,7 @@ def _checked(content: bytes) -> "pa.Table":
 
 
 READERS = Processes(MAIN)
+TURNS = threading.Semaphore(os.cpu_count() or 1)  # many threads wait for many shards at once
 
 
 # In a child
@@ -175,6 +178,9 @@ def light(file: Callable[[], Any], most: int) -> "tuple[dict[str, Any], pa.Table
         wanted = [name for name in schema.names if name not in leaves]
         wanted += [f"{f.name}.path" for f in schema if f.name in leaves and _has(f.type, "path")]
         table = parquet.read(columns=wanted, use_threads=False)
+        for at, field in enumerate(table.schema):
+            if pa.types.is_dictionary(field.type):  # here, where there is a cap, and not where it is read
+                table = table.set_column(at, field.name, table[at].cast(field.type.value_type))
         for name in schema.names:
             if name not in table.column_names:
                 table = table.append_column(name, pa.nulls(facts.num_rows, pa.binary()))
@@ -182,22 +188,28 @@ def light(file: Callable[[], Any], most: int) -> "tuple[dict[str, Any], pa.Table
         return {name: {"leaf": leaf, "parts": _parts(groups, leaf)} for name, leaf in leaves.items()}, table
 
 
-def rows(
-    file: Callable[[], Any], most: int, key: str, group: int, columns: list[str] | None, start: int, count: int | None
+def row_group(file: Callable[[], Any], most: int, number: int) -> "tuple[None, pa.Table]":
+    """A row group."""
+    with file() as parquet:
+        return None, parquet.read_row_group(number, use_threads=False)
+
+
+def part(
+    file: Callable[[], Any], most: int, key: str, number: int, column: str, start: int, count: int
 ) -> "tuple[None, pa.Table]":
-    """Rows of a row group. The two that were read last are kept, under `key`: the next rows are asked for next."""
-    table = HELD.pop((key, group), None)
+    """Rows of a column of a row group. Of two row groups the columns are kept, as the next rows are asked for next."""
+    table = HELD.pop((key, number), None)
     if table is None:
         with file() as parquet:
-            table = parquet.read_row_group(group, columns=columns, use_threads=False)
-    HELD[key, group] = table
+            table = parquet.read_row_group(number, columns=[column], use_threads=False)
+    HELD[key, number] = table
     if len(HELD) > 2:
         del HELD[next(iter(HELD))]
     return None, table.slice(start, count)
 
 
-HELD: "dict[tuple[str, int], pa.Table]" = {}
-JOBS = {"schema": schema, "light": light, "rows": rows}
+HELD: "dict[tuple[str, int], pa.Table]" = {}  # by what the parent calls a column, and the row group
+JOBS = {"schema": schema, "light": light, "row group": row_group, "part": part}
 
 
 def written(table: "pa.Table", most: int) -> "pa.Buffer":

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitreous.data.parquet import parquet_file
-from vitreous.data.remote import shown
+from vitreous.data.parquet import ParquetFile, parquet_file
 from vitreous.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,8 +25,8 @@ class RowGroups:
     for each picture.
     """
 
-    def __init__(self, places: Sequence[str], column: str, parts: Sequence[Part]):
-        self.places, self.column, self.parts = tuple(places), column, tuple(parts)
+    def __init__(self, files: Sequence[ParquetFile], column: str, parts: Sequence[Part]):
+        self.files, self.column, self.parts = tuple(files), column, tuple(parts)
         self.starts = np.concatenate([[0], np.cumsum([rows for *_, rows, _ in parts], dtype=np.int64)])
         self.key = os.urandom(8).hex()  # of what processes keep for this
         self._lock: Any = threading.Lock()
@@ -50,9 +49,8 @@ class RowGroups:
         picture = column[row].as_py() if row < len(column) else None
         if picture is None:
             file, group, start, _, _ = self.parts[which]
-            raise InputError(
-                f"{shown(self.places[file])}: row {start + row + 1} of row group {group + 1} holds no picture."
-            )
+            where = f"{self.files[file].name}: row {start + row + 1} of row group {group + 1}"
+            raise InputError(f"{where} holds no picture.")
         return picture
 
     def part(self, which: int) -> "pa.ChunkedArray":
@@ -62,7 +60,7 @@ class RowGroups:
 
         file, group, start, rows, _ = self.parts[which]
         key = f"{self.key} {file}"
-        _, table = parquet_file(self.places[file]).ask("rows", key, group, [self.column], start, rows)
+        _, table = self.files[file].ask("part", key, group, self.column, start, rows)
         column = table[self.column.split(".")[0]]
         is_struct = pa.types.is_struct(column.type)
         return pc.struct_field(column, "bytes") if is_struct else column  # pyright: ignore
@@ -81,11 +79,12 @@ def light_columns(places: Sequence[str]) -> "tuple[pa.Table, Callable[[str], Row
     """
     import pyarrow as pa
 
+    files = [parquet_file(place) for place in places]
     tables: list[pa.Table] = []
     leaves: dict[str, str] = {}
     parts: dict[str, list[Part]] = {}
-    for number, place in enumerate(places):
-        told, table = parquet_file(place).ask("light")
+    for number, file in enumerate(files):
+        told, table = file.ask("light")
         tables.append(table)
         for name, column in told.items():
             leaves[name] = column["leaf"]
@@ -93,7 +92,7 @@ def light_columns(places: Sequence[str]) -> "tuple[pa.Table, Callable[[str], Row
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise InputError(f"{shown(places[0])} and the files beside it differ in their columns: {error}") from error
+        raise InputError(f"{files[0].name} and the files beside it differ in their columns: {error}") from error
     table = table.replace_schema_metadata(tables[0].schema.metadata)
-    reader = lambda name: RowGroups(places, leaves[name], parts[name]) if name in leaves else None  # noqa: E731
+    reader = lambda name: RowGroups(files, leaves[name], parts[name]) if name in leaves else None  # noqa: E731
     return table, reader, list(map(len, tables))

@@ -26,6 +26,7 @@ TARGET_COLUMNS = ("label", "class", "target", "y", "category")
 SPLIT_COLUMNS = ("split", "fold", "set", "subset")
 _NO_TARGETS = re.compile(r"(id|index|unnamed.*|__index_level_\d+__)?", re.IGNORECASE)
 _SNIFFED = 1 << 16  # bytes in which a CSV shows its delimiter
+_MOST_TEXT = 4 << 30  # bytes of a column, in which every text takes as many as the longest
 _COUNTED = "(rows counted from 1, without the header)"
 
 
@@ -376,7 +377,11 @@ def _to_text(column: "pa.ChunkedArray") -> np.ndarray:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    return np.array([(word or "").strip() for word in pc.cast(column, pa.string()).to_pylist()], dtype=str)
+    words = [(word or "").strip() for word in pc.cast(column, pa.string()).to_pylist()]
+    longest = max(map(len, words), default=0)
+    if 4 * longest * len(words) > _MOST_TEXT:
+        raise ValueError(f"a text of {longest:,} characters is too long for a column of {len(words):,} rows")
+    return np.array(words, dtype=str)
 
 
 def _to_numpy(column: "pa.ChunkedArray") -> np.ndarray | None:
