@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -766,6 +768,18 @@ def add(tar: tarfile.TarFile, name: str, content: bytes = b"", kind: bytes = tar
     tar.addfile(member, io.BytesIO(content))
 
 
+def write_parquet(place: Place, old: bytes = b"", new: bytes = b"", **columns: Any) -> Path:
+    """A table, in whose file some bytes are others."""
+    stream = io.BytesIO()
+    pq.write_table(pa.table({"image": [b"a"] * 4000, "label": ["x"] * 4000} | columns), stream, store_schema=False)
+    return put(place, "data.parquet", stream.getvalue().replace(old, new) if old else stream.getvalue())
+
+
+def alike(value: Any) -> Any:
+    """A column of one value, which its file holds once."""
+    return pa.DictionaryArray.from_arrays(np.zeros(4000, np.int32), pa.array([value]))
+
+
 several(
     "data",
     {
@@ -778,6 +792,10 @@ several(
             p, "d/cat/a.npy", put(p, "d/dog/a.npy", npy("(1000000, 1000000)")).read_bytes()
         ).parents[1],
         "a pickle called .parquet": lambda p: put(p, "data.parquet", pickle.dumps(p.call, 2)),
+        "a .parquet at which its library ends the process": lambda p: write_parquet(
+            p, b"\x25\x02\x18\x05image", b"\x25\x00\x18\x05image"
+        ),
+        "a .parquet whose texts unpack to 4 GB": lambda p: write_parquet(p, label=alike("x" * 1_000_000)),
         "a pickle called .png": lambda p: put(
             p, "d/cat/a.png", put(p, "d/dog/a.png", pickle.dumps(p.call, 2)).read_bytes()
         ).parents[1],

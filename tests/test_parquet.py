@@ -99,7 +99,9 @@ class TestSizes:
         assert "it unpacks to" in fault_of(path, "much")
 
     def test_text_that_is_none_is_refused(self, tmp_path):
-        text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(np.int32([0, 2])), pa.py_buffer(b"\xff\xfe")])
+        text = pa.Array.from_buffers(
+            pa.string(), 1, [None, pa.py_buffer(np.array([0, 2], np.int32)), pa.py_buffer(b"\xff\xfe")]
+        )
         assert "UTF8" in fault_of(written(tmp_path, path=text))
 
 

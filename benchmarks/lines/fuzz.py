@@ -38,7 +38,7 @@ def row(name: str, options: argparse.Namespace) -> bool:
     """Fuzzes a parser, and prints how many inputs it took."""
     folder = Path(options.folder) / name
     folder.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, __file__, name, str(folder), str(options.count), str(options.seed)]
+    words = [sys.executable, "-P", __file__, name, str(folder), str(options.count), str(options.seed)]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, errors="replace")
         code, said = done.returncode, done.stderr
@@ -242,16 +242,18 @@ def seed_of_png() -> bytes:
     return stream.getvalue()[8:]
 
 
-def spent() -> float:
-    """Seconds of the processor that this process and its children took."""
+def spent() -> tuple[float, int]:
+    """Seconds of the processor that this process and its children took, and bytes that the largest child had."""
     from vitreous.data.parquet import READERS
 
-    alive = [Path(f"/proc/{pid}/stat") for pid in READERS.pids]
-    ticks = [
-        int(tick) for stat in alive if stat.exists() for tick in stat.read_text().rpartition(")")[2].split()[11:13]
-    ]
     ended = os.times()
-    return time.process_time() + ended.children_user + ended.children_system + sum(ticks) / os.sysconf("SC_CLK_TCK")
+    seconds, most = time.process_time() + ended.children_user + ended.children_system, 0
+    for folder in (Path(f"/proc/{pid}") for pid in READERS.pids):
+        with contextlib.suppress(OSError):
+            words = (folder / "stat").read_text().rpartition(")")[2].split()
+            seconds += sum(map(int, words[11:13])) / os.sysconf("SC_CLK_TCK")
+            most = max(most, int((folder / "status").read_text().partition("VmHWM:")[2].split()[0]) << 10)
+    return seconds, most
 
 
 def fuzz(name: str, folder: Path, count: int, seed: int) -> None:

@@ -104,6 +104,7 @@ class Processes:
         self._free: deque[Child] = deque()
         self._asked: set[Child] = set()
         self._owner = 0  # the process that the children belong to, not a fork of it
+        self._owning = threading.Lock()
 
     @property
     def pids(self) -> list[int]:
@@ -164,7 +165,9 @@ class Processes:
         return Child(self)
 
     def _own(self) -> None:
-        if self._owner != os.getpid():
+        with self._owning:
+            if self._owner == os.getpid():
+                return
             for child in self._free:
                 child.process.returncode = 0  # the parent's: nothing to wait for here
             self._free, self._asked, self._owner = deque(), set(), os.getpid()
@@ -262,12 +265,12 @@ def serve(answer: Callable[[Line, Any], None], memory: int) -> NoReturn:
     os.dup2(nowhere, 2)
     line.sink.write(b"!")
     with suppress(GoneError):
-        while True:
-            line.flush()
-            if not asked_in_time():
-                break
+        line.flush()
+        while asked_in_time():
             answer(line, line.hear()[0])
-    os._exit(0)
+            line.flush()
+        os._exit(0)
+    os._exit(1)
 
 
 def limit(memory: int) -> None:
