@@ -300,7 +300,8 @@ def fuzz(name: str, folder: Path, count: int, seed: int) -> None:
         if facts["inputs"] % 1000 == 0 or facts["inputs"] >= count:
             note()
 
-    words = [f"-runs={count}", f"-seed={seed + 1}", "-max_len=4096", "-rss_limit_mb=4096", "-timeout=60"]
+    words = [f"-runs={count}", f"-seed={seed + 1}", "-max_len=4096", "-rss_limit_mb=4096"]
+    words += ["-timeout=60", "-report_slow_units=60"]  # of the clock
     atheris.Setup([__file__, *words, f"-artifact_prefix={folder}/", str(corpus)], one)
     atheris.Fuzz()
 

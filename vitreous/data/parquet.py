@@ -1,8 +1,9 @@
 """Parquet files, opened in processes of their own: what a file says of its sizes, page for page, may be a lie.
 
-Sizes could be checked before, but what they lead to only shows in decoding: a few bytes stand for as many values as
-they like. So a child with little memory to spare decodes them. It opens a file here itself; of one that is far away it
-asks for ranges. What it sends is Arrow's stream, which is checked as anyone's would be.
+Sizes could be checked before, but what they lead to only shows in decoding, as a few bytes stand for as many values as
+they like; and at some contradictions the library ends its process. So a child with little memory to spare decodes them.
+It opens a file here itself; of one that is far away it asks for ranges. What it sends is Arrow's stream, which is
+checked as anyone's would be.
 """
 
 import functools
