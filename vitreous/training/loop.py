@@ -107,7 +107,7 @@ class Learner:
             divide(model, world, self.device)
             divide(self.average.module, world, self.device)
         self.optimizers = make_optimizers(
-            model, plan.optimizer, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze
+            model, plan.optimizer, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze, plan.precision
         )
         self.lanes = Lanes(plan.threads, self.device, 1 if world.size > 1 else None, aside=True)
         joins = world.size > 1 and not self.divided
