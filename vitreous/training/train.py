@@ -29,11 +29,13 @@ from vitreous.training.distributed import ALONE, World, joined, restarted
 from vitreous.training.incidents import StepError
 from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, clock
-from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
+from vitreous.training.loop import fit
+from vitreous.training.measuring import HEADLINES, outputs_on
 from vitreous.training.parallel import gathered
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
+from vitreous.training.steps import training_batches
 
 FIRST_FILES = {"last", "split.csv", "plan.json", "config.json", "initial.safetensors", "batch.png"}  # before any step
 
