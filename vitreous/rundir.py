@@ -6,7 +6,8 @@ split.csv           path, digest and split of every picture
 model.safetensors   the final weights (their exponential moving average)
 validation.json     what the validation split tells: metrics, and the calibration of the answers
 last/               checkpoints with all that an exact resume needs
-metrics.csv  log.txt  curves.png  confusion.png  batch.png  worst.png
+log.txt             what was said; held by the process that trains the run
+metrics.csv  curves.png  confusion.png  batch.png  worst.png
 incidents.csv       updates that were not made and why, where there were any
 """
 
