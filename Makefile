@@ -77,6 +77,7 @@ bench: $(INSTALLED)  ## the benchmarks that need no more than this repository; C
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/reproducible.py digits
+	$(BIN)/python benchmarks/reliability.py kills --count 4
 	$(BIN)/python benchmarks/from_scratch.py digits
 	$(BIN)/python benchmarks/train_speed.py
 	$(if $(CIFAR10),$(BIN)/python benchmarks/input_pipeline.py $(CIFAR10))

@@ -27,10 +27,11 @@ from PIL import Image
 from vitreous.data.batches import Batch, TrainingBatches
 from vitreous.model.vit import build
 from vitreous.training.journal import Journal
-from vitreous.training.loop import Learner, training_batches, update
+from vitreous.training.learner import Learner, update
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import prepare
 from vitreous.training.recipe import TrainConfig, choose_device
+from vitreous.training.steps import training_batches
 
 ROOT = Path(__file__).resolve().parent.parent
 SIDE, CLASSES, PICTURES = 224, 10, 400  # pixels, and how many pictures are drawn

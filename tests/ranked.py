@@ -23,9 +23,11 @@ from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint
 from vitreous.training.distributed import ALONE, World, joined, restarted
 from vitreous.training.journal import Journal
-from vitreous.training.loop import Learner, outputs_on, training_batches, update
+from vitreous.training.learner import Learner, update
+from vitreous.training.measuring import outputs_on
 from vitreous.training.prepare import Job, prepare, prepare_together
 from vitreous.training.recipe import Plan, TrainConfig
+from vitreous.training.steps import training_batches
 from vitreous.training.train import start_run
 
 STEPS = 4

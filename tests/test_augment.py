@@ -15,7 +15,6 @@ from vitreous.data.augment import (
     Draws,
     _affine,
     apply,
-    augment,
     draw,
     resolve,
 )
@@ -38,12 +37,6 @@ def planes(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float()
 
 
-def varied(pixels: Tensor, config: AugmentConfig, seed: int = 0, mean: float = 0.5) -> Tensor:
-    scale = SCALES[pixels.dtype]
-    fill = torch.full((pixels.shape[3],), mean * scale)
-    return augment(pixels, torch.arange(len(pixels)), config, seeded(seed), fill, scale, len(pixels))[0]
-
-
 def drawn(config: AugmentConfig, pixels: Tensor, seed: int = 0) -> Draws:
     B, H, W, C = pixels.shape
     return draw(config, (B, H, W, C), seeded(seed))
@@ -55,13 +48,17 @@ def of(pixels: Tensor, draws: Draws, mean: float = 0.5) -> Tensor:
     return apply(pixels, torch.arange(len(pixels)), draws, fill, scale, len(pixels))[0]
 
 
+def varied(pixels: Tensor, config: AugmentConfig, seed: int = 0, mean: float = 0.5) -> Tensor:
+    return of(pixels, drawn(config, pixels, seed), mean)
+
+
 @pytest.mark.parametrize("dtype", SCALES)
 @pytest.mark.parametrize("channels", [1, 2, 3, 8])
 def test_without_augmentation_the_pixels_and_targets_come_back_exactly_in_memory_of_their_own(dtype, channels):
     pixels = pictures(channels=channels, dtype=dtype)
     before = pixels.clone()
     targets = torch.arange(len(pixels))
-    images, same = augment(pixels, targets, NONE, seeded(), torch.zeros(channels), SCALES[dtype])
+    images, same = apply(pixels, targets, drawn(NONE, pixels), torch.zeros(channels), SCALES[dtype])
     assert torch.equal(images, planes(pixels))
     assert same is targets
     images.zero_()
@@ -228,7 +225,7 @@ def cells(size: int) -> list[int]:
 def test_mixup_makes_the_same_convex_pair_of_pixels_and_targets_within_a_cell():
     pixels, partner = pictures(), cells(19)
     classes = torch.arange(19)
-    images, targets = augment(pixels, classes, replace(NONE, mixup=0.8), seeded(), torch.zeros(3), 255.0, 19)
+    images, targets = apply(pixels, classes, drawn(replace(NONE, mixup=0.8), pixels), torch.zeros(3), 255.0, 19)
     own = targets.diagonal()
     assert own.std() > 0.1
     torch.testing.assert_close(targets.sum(1), torch.ones(19))
@@ -249,7 +246,7 @@ def test_mixup_of_numbers_and_of_several_labels_is_convex_too(shape):
 def test_cutmix_shares_the_target_by_exactly_the_pasted_area():
     rows = torch.arange(19, dtype=torch.uint8)
     pixels = rows[:, None, None, None].expand(19, 12, 20, 1)  # each picture is filled with its own number
-    images, targets = augment(pixels, rows.long(), replace(NONE, cutmix=1.0), seeded(), torch.zeros(1), 255.0, 19)
+    images, targets = apply(pixels, rows.long(), drawn(replace(NONE, cutmix=1.0), pixels), torch.zeros(1), 255.0, 19)
     kept = (images[:, 0] == rows[:, None, None]).double().mean((1, 2))
     assert torch.equal(targets.diagonal(), kept.float())
     assert 0.3 < kept.mean() < 0.7
@@ -261,7 +258,7 @@ def test_cutmix_shares_the_target_by_exactly_the_pasted_area():
 def test_the_last_row_alone_in_its_cell_stays_itself():
     for config in (replace(NONE, mixup=1.0), replace(NONE, cutmix=1.0)):
         pixels = pictures(size=17)
-        images, targets = augment(pixels, torch.arange(17), config, seeded(), torch.zeros(3), 255.0, 17)
+        images, targets = apply(pixels, torch.arange(17), drawn(config, pixels), torch.zeros(3), 255.0, 17)
         assert torch.equal(images[16], planes(pixels)[16])
         assert targets[16].tolist() == [0.0] * 16 + [1.0]
 
@@ -279,8 +276,9 @@ def test_with_both_mixes_each_picture_gets_one_of_them():
 
 
 def test_mixing_class_numbers_without_their_count_is_refused():
+    draws = drawn(replace(NONE, mixup=1.0), pictures())
     with pytest.raises(ValueError, match="classes"):
-        augment(pictures(), torch.arange(19), replace(NONE, mixup=1.0), seeded(), torch.zeros(3), 255.0)
+        apply(pictures(), torch.arange(19), draws, torch.zeros(3), 255.0)
 
 
 @pytest.mark.parametrize("dtype", SCALES)

@@ -19,9 +19,11 @@ from vitreous.training import loop
 from vitreous.training.health import FAR, WINDOW, Vital, all_finite, diverged, fault_of, suspects
 from vitreous.training.incidents import Incidents, StepError, some
 from vitreous.training.journal import Journal
-from vitreous.training.loop import Learner, fit, gradient, make_update, training_batches
+from vitreous.training.learner import Learner, gradient, make_update
+from vitreous.training.loop import fit
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
+from vitreous.training.steps import training_batches
 
 USUAL = [Vital(1.0, 2.0, 1.0)] * WINDOW
 

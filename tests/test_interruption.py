@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -363,11 +364,14 @@ WORDS = (*TOY_WORDS, "--epochs", "1000", "--batch", "6")
 
 @posix
 class TestTheCommand:
-    def test_sigterm_leaves_with_143_and_says_how_to_go_on(self, tmp_path):
+    def test_sigterm_leaves_with_143_and_says_how_to_go_on_which_nobody_can_before(self, tmp_path, capsys):
         run = tmp_path / "run"
         data = make_arrays(tmp_path / "arrays.npz")
         process = start("train", data, "--out", run, "--save-every", "1", *WORDS)
         wait_for(process, lambda: newest_step(run) > 0)
+        for words, fault in ((("--resume", run), "is being trained"), ((data, "--out", run), "exists")):
+            assert main(["train", *map(str, words)]) == 2
+            assert fault in capsys.readouterr().err
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (143, "")
@@ -380,6 +384,24 @@ class TestTheCommand:
         monkeypatch.setattr("vitreous.training.train.make_plan", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         assert main(["train", str(data), "--out", "run", *WORDS]) == 130
         assert [path.name for path in tmp_path.iterdir()] == ["arrays.npz"]
+
+    def test_of_two_that_begin_in_one_folder_at_once_the_second_leaves_the_first_ones_run_alone(
+        self, tmp_path, monkeypatch, capsys
+    ):
+        with ExitStack() as first:
+
+            def faster(path):
+                run = create(path)
+                first.enter_context(run.held())
+                run.write_json("plan.json", {})
+                return run
+
+            create = RunDir.create
+            monkeypatch.setattr(RunDir, "create", faster)
+            data = make_arrays(tmp_path / "arrays.npz")
+            assert main(["train", str(data), "--out", str(tmp_path / "run"), *WORDS]) == 2
+        assert "is being trained" in capsys.readouterr().err
+        assert {path.name for path in (tmp_path / "run").iterdir()} == {"last", "log.txt", "plan.json"}
 
     @pytest.mark.usefixtures("unpainted")
     def test_verify_resume_proves_it_and_keeps_nothing(self, tmp_path, monkeypatch, capsys):

@@ -1,8 +1,10 @@
+import copy
+
 import pytest
 import torch
 from tiny_models import tiny_config, tiny_model
 
-from vitreous.training.optim import FROZEN, make_average, make_optimizers, restore_state, state_of
+from vitreous.training.optim import FROZEN, Muon, make_average, make_optimizers, orthogonal, restore_state, state_of
 
 CONFIG = tiny_config("stem", conditional=True, pool="class")
 
@@ -59,6 +61,71 @@ class TestMakeOptimizers:
         assert groups["blocks.0.mlp.expand.bias"]["scale"] == 0.25 * 0.2
         assert groups["tokenizer.projection.weight"]["scale"] == 0.125
         assert groups["position.convolutions.1.convolution.weight"]["scale"] == 0.5 * 0.2
+
+    @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+    def test_muon_computes_in_the_precision_of_the_run(self, precision, dtype):
+        muon = make_optimizers(tiny_model(CONFIG), "muon", lr=0.1, weight_decay=0.3, precision=precision)[1]
+        assert isinstance(muon, Muon)
+        assert muon.dtype is dtype
+
+
+class TestMuon:
+    @staticmethod
+    def matrices() -> list[torch.nn.Parameter]:
+        """A tall one, a wide one and a square one."""
+        generator = torch.Generator().manual_seed(1)
+        shapes = ((24, 8), (8, 24), (16, 16))
+        return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+    @staticmethod
+    def step(optimizer: torch.optim.Optimizer, number: int) -> None:
+        generator = torch.Generator().manual_seed(number)
+        for matrix in optimizer.param_groups[0]["params"]:
+            matrix.grad = torch.randn(matrix.shape, generator=generator)
+        optimizer.step()
+
+    def moved(self, make, steps: int = 3) -> list[torch.Tensor]:
+        optimizer = make([{"params": self.matrices(), "weight_decay": 0.3}])
+        for number in range(steps):
+            self.step(optimizer, number)
+        parameters = optimizer.param_groups[0]["params"]
+        return [after.detach() - before.detach() for before, after in zip(self.matrices(), parameters, strict=True)]
+
+    def test_in_bf16_it_has_the_bits_of_pytorch(self):
+        ours = self.moved(lambda groups: Muon(groups, 0.1, torch.bfloat16))
+        theirs = self.moved(lambda groups: torch.optim.Muon(groups, lr=0.1))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+    def test_in_fp32_it_differs_from_that_by_the_rounding_of_bf16_alone(self):
+        exact, fp32, bf16 = (
+            self.moved(lambda groups, dtype=dtype: Muon(groups, 0.1, dtype))
+            for dtype in (torch.float64, torch.float32, torch.bfloat16)
+        )
+        for reference, close, rough in zip(exact, fp32, bf16, strict=True):
+            assert (close - reference).norm() <= 1e-5 * reference.norm()
+            assert (rough - reference).norm() <= 0.02 * reference.norm()
+
+    def test_it_goes_on_with_the_state_of_pytorch(self):
+        groups = [{"params": self.matrices(), "weight_decay": 0.3}]
+        theirs, ours = torch.optim.Muon(groups, lr=0.1), Muon(copy.deepcopy(groups), 0.1, torch.bfloat16)
+        self.step(theirs, 0)
+        self.step(ours, 0)
+        ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
+        self.step(theirs, 1)
+        self.step(ours, 1)
+        pairs = zip(theirs.param_groups[0]["params"], ours.param_groups[0]["params"], strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+    @pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+    def test_a_matrix_becomes_orthogonal_with_its_own_singular_vectors(self, shape):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+        before = matrix.clone()
+        found = orthogonal(matrix, torch.float32)
+        assert torch.equal(matrix, before)
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        values = u.T @ found @ v.T
+        torch.testing.assert_close(values, torch.diag(values.diagonal()), rtol=0, atol=1e-4)
+        assert 0.6 < values.diagonal().min() <= values.diagonal().max() < 1.3
 
 
 class TestState:

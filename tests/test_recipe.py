@@ -10,8 +10,8 @@ import pytest
 from vitreous.data.augment import AugmentConfig
 from vitreous.data.batches import Order
 from vitreous.model.presets import PRESETS, preset
-from vitreous.training.loop import row_steps
 from vitreous.training.recipe import LAST_ROWS, Pace, Plan, TrainConfig, choose_model, larger_model
+from vitreous.training.steps import row_steps
 
 
 def plan(steps: int = 100, **fields: Any) -> Plan:

@@ -82,6 +82,14 @@ class TestFolder:
         with pytest.raises(InputError, match=rf"of format {version}: .* reads format {FORMAT}.*9\.8\.7"):
             RunDir.open(run.path)
 
+    def test_one_that_is_being_trained_is_not_trained_by_another_too(self, tmp_path):
+        run = made(tmp_path)
+        fault = "is being trained by another process"
+        with run.held(), pytest.raises(InputError, match=fault), RunDir(run.path).held():
+            pass
+        with RunDir(run.path).held():
+            pass
+
     def test_discard_removes_all(self, tmp_path):
         run = made(tmp_path)
         run.save(checkpoint(1))

@@ -36,11 +36,13 @@ from vitreous.errors import InputError
 from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint, RunDir
 from vitreous.training.journal import Journal
-from vitreous.training.loop import Learner, Mark, class_weights, fit, keep_to_budget, training_batches, update
+from vitreous.training.learner import Learner, class_weights, update
+from vitreous.training.loop import Mark, fit, keep_to_budget
 from vitreous.training.optim import make_criterion
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, prepare_again
 from vitreous.training.recipe import Pace, Plan, TrainConfig
+from vitreous.training.steps import training_batches
 
 SHORT = {**TOY, "epochs": 2, "batch": 8}
 LONG = {"model": "toy", "size": "24x32", "threads": 1, "epochs": 6, "batch": 8, "save_every": 3}
@@ -248,7 +250,7 @@ class TestKeepToBudget:
     def test_a_stall_in_the_first_timing_is_mended_before_the_first_row(self, small, tmp_path, monkeypatch):
         ticks = itertools.count()  # of a clock that goes by how often it is asked: a step takes some hundredths
         clock = types.SimpleNamespace(**{**vars(time), "perf_counter": lambda: 0.02 * next(ticks)})
-        monkeypatch.setattr("vitreous.training.loop.time", clock)
+        monkeypatch.setattr("vitreous.training.learner.time", clock)
         _, job, plan = small
         slow = {"points": ((0, 0.0, 4),), "budget": 2.0, "pace": Pace(0.5, 0.5, 0.0), "save_every": 0}
         plan = dataclasses.replace(plan, **slow)

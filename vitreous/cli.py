@@ -13,7 +13,7 @@ AFTER = 1.0  # seconds after an interruption that threads have to end
 
 @dataclass(frozen=True)
 class Verb:
-    """A word of the command line, what it takes, and what it does. The function is its namesake in `verbs.py`."""
+    """A word of the command line, what it takes, and what it does. The function is its namesake in `verbs`."""
 
     name: str
     takes: str

@@ -1,10 +1,10 @@
-"""Files on disk: written whole or not at all; and cells of tables that a spreadsheet takes for no formula."""
+"""Files on disk: written whole or not at all, or held; and cells of tables that a spreadsheet takes for no formula."""
 
 import os
 import re
 import secrets
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 # What a spreadsheet takes for the start of a formula, at once or after the marks that keep it from that.
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+FAR = 1 << 30  # Windows locks bytes, and lets nobody write to them: one that no file here has
 
 
 def guarded(cell: str) -> str:
@@ -58,3 +59,37 @@ def _fsync_folder(folder: Path):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Holds a file, which is made where it is missing; what is yielded is False where another holds it.
+
+    The lock is the system's, and ends with its process, however that ends. A file that cannot be written, or lies where
+    there are no locks, is nobody's.
+    """
+    try:
+        file = open(path, "ab")  # noqa: SIM115
+    except OSError:
+        yield True
+        return
+    with file:
+        yield _lock(file.fileno())
+
+
+def _lock(handle: int) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            os.lseek(handle, FAR, os.SEEK_SET)
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # of POSIX, and of Windows
+        return False
+    except OSError:
+        return True
+    return True

@@ -6,7 +6,8 @@ split.csv           path, digest and split of every picture
 model.safetensors   the final weights (their exponential moving average)
 validation.json     what the validation split tells: metrics, and the calibration of the answers
 last/               checkpoints with all that an exact resume needs
-metrics.csv  log.txt  curves.png  confusion.png  batch.png  worst.png
+log.txt             what was said; held by the process that trains the run
+metrics.csv  curves.png  confusion.png  batch.png  worst.png
 incidents.csv       updates that were not made and why, where there were any
 """
 
@@ -18,7 +19,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitreous.errors import InputError
-from vitreous.files import guarded, unguarded, write_atomically, write_whole
+from vitreous.files import guarded, held, unguarded, write_atomically, write_whole
 from vitreous.strict import Header, open_regular, read_json, read_safetensors, safetensors_header
 
 T = TypeVar("T")
@@ -107,6 +108,19 @@ class RunDir:
                 f"format {FORMAT}; use the version that made it ({run.config().get('vitreous', '?')})"
             )
         return run
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps others from training the run, by a lock on log.txt, which alone is never replaced. Raises `InputError`
+        where another process has it.
+        """
+        with held(self.path / "log.txt") as free:
+            if not free:
+                raise InputError(
+                    f"{self.path} is being trained by another process: expected a run that none trains; "
+                    f"once that one has ended, `vitreous train --resume {self.path}` goes on"
+                )
+            yield
 
     def config(self) -> dict[str, Any]:
         """config.json."""

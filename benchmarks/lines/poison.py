@@ -12,6 +12,7 @@ import math
 import random
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ import torch
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import build
 from vitreous.rundir import RunDir
+from vitreous.training import learner as learning
 from vitreous.training import loop
 from vitreous.training.health import all_finite
 from vitreous.training.journal import Journal
@@ -47,7 +49,7 @@ def job_of(folder: Path, kind: str) -> Job:
 def poisoned(place: str, times: float, step: int):
     """Poison in a step; what is yielded is told how many updates were made of it, and of checkpoints that hold it."""
     original_gradient, original_update, save = loop.gradient, loop.make_update, RunDir.save
-    join, counts, now = loop.join_gradients, {"updates": 0, "checkpoints": 0}, [False]
+    join, counts, now = learning.join_gradients, {"updates": 0, "checkpoints": 0}, [False]
 
     def gradient(learner, batch):
         now[0] = learner.progress.step == step and not learner.progress.retreats
@@ -74,16 +76,13 @@ def poisoned(place: str, times: float, step: int):
         counts["checkpoints"] += not all_finite(checkpoint.tensors)
         save(self, checkpoint, keep)
 
-    loop.gradient, loop.make_update, loop.join_gradients, RunDir.save = gradient, make_update, join_gradients, checked
-    try:
+    with (
+        patch.object(loop, "gradient", gradient),
+        patch.object(loop, "make_update", make_update),
+        patch.object(learning, "join_gradients", join_gradients),
+        patch.object(RunDir, "save", checked),
+    ):
         yield counts
-    finally:
-        loop.gradient, loop.make_update, loop.join_gradients, RunDir.save = (
-            original_gradient,
-            original_update,
-            join,
-            save,
-        )
 
 
 def run(options: argparse.Namespace) -> bool:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from vitreous.data.augment import AugmentConfig, augment, resolve
+from vitreous.data.augment import AugmentConfig, apply, draw, resolve
 from vitreous.data.decode import MAX_PIXELS, decode
 from vitreous.data.sources import Source, open_source
 
@@ -100,7 +100,8 @@ def as_ours(small: bool, classes: int) -> Augment:
 
     def vary(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         pixels = pixels if small else resized(pixels, LARGE).round().byte()
-        varied, targets = augment(pixels, targets, config, generator, mean=MEAN, scale=255.0, classes=classes)
+        B, H, W, C = pixels.shape
+        varied, targets = apply(pixels, targets, draw(config, (B, H, W, C), generator), MEAN, 255.0, classes)
         return varied.permute(0, 2, 3, 1), targets
 
     return vary

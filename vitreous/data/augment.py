@@ -312,20 +312,6 @@ def _symmetric_beta(alpha: Tensor, uniform: Tensor, angle: Tensor) -> Tensor:
     return 0.5 + cosine.sign() / (2 * torch.sqrt(1 + 1 / ((uniform ** (-1 / alpha) - 1) * cosine.square())))
 
 
-def augment(
-    pixels: Tensor,
-    targets: Tensor,
-    config: AugmentConfig,
-    generator: torch.Generator,
-    mean: Tensor,
-    scale: float,
-    classes: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`draw` and `apply` for a batch that is not sliced."""
-    B, H, W, C = pixels.shape
-    return apply(pixels, targets, draw(config, (B, H, W, C), generator), mean, scale, classes)
-
-
 def apply(
     pixels: Tensor, targets: Tensor, draws: Draws, mean: Tensor, scale: float, classes: int | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
@@ -274,6 +274,13 @@ class SharedRunDir(RunDir):
     def __init__(self, path: Path, world: World):
         super().__init__(path)
         self.world, self.writes = world, world.first
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps others from training the run, in the first process."""
+        with ExitStack() as stack:
+            self.world.agree(lambda: stack.enter_context(super(SharedRunDir, self).held()))
+            yield
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Writes a JSON file of the run, in the first process."""

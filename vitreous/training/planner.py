@@ -12,7 +12,8 @@ from vitreous.data.augment import AugmentConfig, resolve
 from vitreous.data.batches import Order, TrainingBatches
 from vitreous.model.vit import VisionTransformer
 from vitreous.training.distributed import ALONE, World
-from vitreous.training.loop import Learner, outputs_on, training_batches, update
+from vitreous.training.learner import Learner, update
+from vitreous.training.measuring import outputs_on
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import (
     DEFAULT_MINUTES,
@@ -27,6 +28,7 @@ from vitreous.training.recipe import (
     choose_threads,
     parse_save_every,
 )
+from vitreous.training.steps import training_batches
 
 SMALL = 64  # pixels a side up to which pictures are varied slightly
 OFTEN = 30  # passes over the pictures from which on they are varied more

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,13 +30,16 @@ from vitreous.training.distributed import ALONE, World, joined, restarted
 from vitreous.training.incidents import StepError
 from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, clock
-from vitreous.training.loop import HEADLINES, fit, outputs_on, training_batches
+from vitreous.training.loop import fit
+from vitreous.training.measuring import HEADLINES, outputs_on
 from vitreous.training.parallel import gathered
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
+from vitreous.training.steps import training_batches
 
-FIRST_FILES = {"last", "split.csv", "plan.json", "config.json", "initial.safetensors", "batch.png"}  # before any step
+# Before any step.
+FIRST_FILES = {"last", "log.txt", "split.csv", "plan.json", "config.json", "initial.safetensors", "batch.png"}
 
 
 def train(
@@ -73,13 +77,16 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
         start = set_up(data, config, journal, world)
         path = world.agree(lambda: str(RunDir.create(out if out is not None else _name(str(data), start.job)).path))
         run = world.run(path)
-        try:
-            write_start(start, config, run)
-            return _fit_and_finish(start.job, start.plan, start.model, run, journal, interruption, world)
-        except BaseException:
-            if world.first and not any(run.path.glob("last/step-*")):  # nothing that could be resumed
-                discard(run.path)
-            raise
+        with ExitStack() as stack:
+            stack.enter_context(run.held())
+            try:
+                write_start(start, config, run)
+                return _fit_and_finish(start.job, start.plan, start.model, run, journal, interruption, world)
+            except BaseException:
+                if world.first and not any(run.path.glob("last/step-*")):  # nothing that could be resumed
+                    stack.close()  # Windows removes no file that is open
+                    discard(run.path)
+                raise
 
 
 @dataclass(frozen=True)
@@ -153,9 +160,10 @@ def _go_on(
     world: World,
 ) -> Path:
     run = world.run(world.agree(lambda: str(RunDir.open(path).path)))
-    run.clean()
-    job, plan, model = _read_start(run, journal, data, shard, world)
-    return _fit_and_finish(job, plan, model, run, journal, interruption, world)
+    with run.held():
+        run.clean()
+        job, plan, model = _read_start(run, journal, data, shard, world)
+        return _fit_and_finish(job, plan, model, run, journal, interruption, world)
 
 
 def _read_start(
@@ -209,6 +217,8 @@ def _was_begun(config: TrainConfig, out: str | Path | None) -> bool:
         return False
     if not any(folder.glob("last/step-*")):
         if all(path.name.startswith(".") or path.name in FIRST_FILES for path in folder.iterdir()):
+            with RunDir(folder).held():
+                pass  # another process does not begin a run there
             discard(folder)
         return False
     return RunDir.open(folder).config()["train"] == json.loads(json.dumps(config.to_json()))

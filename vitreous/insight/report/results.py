@@ -16,7 +16,7 @@ from vitreous.model.presets import name_of
 from vitreous.model.vit import count_parameters
 from vitreous.training import figures
 from vitreous.training.journal import clock
-from vitreous.training.loop import HEADLINES
+from vitreous.training.measuring import HEADLINES
 
 LOSSES = {
     "classification": "cross-entropy, nats",

@@ -1,0 +1,193 @@
+"""eval and predict: what a trained model answers."""
+
+import json as jsonlib
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from vitreous.data.workers import DECODERS
+from vitreous.errors import SHOWN, InputError, visible
+from vitreous.infer.predictor import AnswerConfig
+from vitreous.training.journal import Journal
+from vitreous.verbs.options import Data, Json, Pictures, Run
+from vitreous.verbs.output import answer_line, print_json, speaks
+
+
+def evaluate(
+    run: Run,
+    data: Data,
+    /,
+    *,
+    target: tuple[str, ...] = (),
+    path_column: str | None = None,
+    split: str = "auto",
+    figure: Path | None = None,
+    skip_bad: bool = False,
+    how: AnswerConfig = AnswerConfig(),  # noqa: B008
+    json: Json = False,
+) -> int:
+    """Measures a trained model on data with the same targets.
+
+    Pictures that the run was trained on are told by their content and not scored.
+
+    Args:
+        target: Target columns of a table, in the order of the run's; default: those it was trained on.
+        path_column: Column of a table that holds the pictures' paths.
+        split: Which pictures of the run's data to score: auto (those held out), train, validation, test or all.
+        figure: Write the confusion matrix, or predicted against true, to this PNG.
+        skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
+    """
+    from vitreous.calibration import headline
+    from vitreous.infer.predictor import evaluate, load
+    from vitreous.training.distributed import current
+
+    journal = current().journal(Journal(stderr=json))
+    DECODERS.warm()
+    predictor = load(run, how)
+    with journal.bar("evaluating", 1) as progress:
+        result = evaluate(
+            predictor,
+            data,
+            target=target,
+            path_column=path_column,
+            split=split,
+            skip_bad=skip_bad,
+            say=journal.say,
+            progress=progress,
+        )
+    if not speaks():
+        return 0
+    if figure is not None:
+        from vitreous.training import figures
+
+        figures.result(
+            predictor.task, result.answers, result.targets, result.summary, predictor.calibration.halfwidth, figure
+        )
+    if json:
+        print_json(result.summary)
+        return 0
+    journal.say(headline(predictor.task, result.summary))
+    for line in _details(result.summary):
+        journal.say(line)
+    return 0
+
+
+def _details(summary: dict[str, Any]) -> list[str]:
+    """A line a class or label, and what is most often mistaken for what."""
+    each = summary.get("classes") or summary.get("labels")
+    if not each:
+        return []
+    width = max(map(len, [*each, "class"]))
+    lines = [f"{'':<{width}}  precision  recall     F1  pictures"]
+    lines += [
+        f"{name:<{width}}  {v['precision']:9.3f}  {v['recall']:6.3f}  {v['f1']:5.3f}  {v['support']:8,}"
+        for name, v in each.items()
+    ]
+    names = list(each)
+    mistakes = [
+        (n, names[i], names[j])
+        for i, row in enumerate(summary.get("confusion", ()))
+        for j, n in enumerate(row)
+        if i != j and n
+    ]
+    for n, true, said in sorted(mistakes, reverse=True)[:3]:
+        lines.append(f"{n:,} × {true} taken for {said}")
+    return lines
+
+
+def predict(
+    run: Run,
+    pictures: Pictures,
+    /,
+    *,
+    out: Path | None = None,
+    skip_done: bool = False,
+    top: int = 1,
+    how: AnswerConfig = AnswerConfig(),  # noqa: B008
+    json: Json = False,
+) -> int:
+    """Asks a trained model about pictures: classes with calibrated probabilities, or numbers with 90 % intervals.
+
+    A picture is "unsure" where the set of classes that holds the truth 90 times of 100 has more than one. Pictures
+    that cannot be used get a row with the error, and the exit code is 2.
+
+    Args:
+        out: Write a table: .csv, .jsonl or .parquet. Until it is whole, rows of the first two are in OUT.part.
+        skip_done: Go on with the table --out: what has an answer there (or in OUT.part, after an interruption) is kept
+            and not asked again; errors are tried again.
+        top: How many of the most probable classes to show.
+    """
+    from vitreous.data.sources import open_pictures
+    from vitreous.infer.predictor import load
+    from vitreous.infer.tables import as_row, check_name, columns, keep_done, part_of, plain, write_rows
+    from vitreous.training.distributed import current
+
+    if top < 1:
+        raise InputError(f"--top {top}: expected 1 or more")
+    if out is not None:
+        check_name(out, append=skip_done)
+    elif skip_done:
+        raise InputError("--skip-done goes on with a table: expected --out, the table that was begun")
+    if not pictures:
+        raise InputError("expected pictures, or folders of them")
+    world = current()
+    journal = world.journal(Journal(stderr=json))
+    if out is not None and not skip_done and part_of(out).exists():
+        journal.say(f"{part_of(out)}, of an interrupted predict, is begun anew; --skip-done would go on with it")
+    DECODERS.warm()
+    predictor = load(run, how)
+    source = open_pictures(pictures)
+    if out is not None and skip_done:
+
+        def not_done() -> list[int]:
+            done = keep_done(out, predictor.task, top)
+            return [number for number, name in enumerate(source.names) if name not in done]
+
+        left = world.agree(not_done)
+        journal.say(f"{len(source) - len(left):,} of {len(source):,} pictures have their answers: skipped")
+        source = source.only(left)
+    if not world.first:
+        for _ in predictor.answers(source, journal.say):
+            pass
+        return 0
+    bad, faults = 0, []  # the first of the faults: there may be as many as pictures
+
+    def rows() -> Generator[dict[str, Any], None, None]:
+        nonlocal bad
+        with (
+            journal.bar("predicting", len(source)) as progress,
+            closing(predictor.stream(source, journal.say)) as answers,
+        ):
+            for number, prediction in enumerate(answers, 1):
+                if prediction.error:
+                    bad += 1
+                    faults.extend([prediction.error] if bad <= SHOWN else ())
+                row = as_row(predictor.task, prediction, top)
+                if json:
+                    print("[" if number == 1 else ",", plain(jsonlib.dumps(row, ensure_ascii=False)), flush=True)
+                elif out is None and not prediction.error:
+                    # Not through `say`, which keeps what it said.
+                    journal.console.print(visible(plain(answer_line(prediction, top))), markup=False)
+                progress(number)
+                yield row
+        if json:
+            print("]" if len(source) else "[]")
+
+    with closing(rows()) as found:
+        if out is None:
+            for _ in found:
+                pass
+        else:
+            try:
+                write_rows(found, out, columns(predictor.task, top), append=skip_done)
+            except KeyboardInterrupt:
+                if part_of(out).exists():
+                    journal.say(f"the rows so far are in {part_of(out)}; --skip-done goes on with them")
+                raise
+            journal.say(f"{len(source):,} rows {'added to' if skip_done else 'in'} {out}")
+    if bad:
+        some = f"{bad:,} of {len(source):,} pictures could not be used:"
+        more = f"  … and {bad - len(faults):,} more" if bad > len(faults) else ""
+        raise InputError.listing("no picture could be used:" if bad == len(source) else some, faults, more)
+    return 0
