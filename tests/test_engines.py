@@ -19,9 +19,11 @@ from vitreous.calibration import Calibration
 from vitreous.data.preprocess import InputSpec, Size
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
+from vitreous.infer.card import Card
 from vitreous.infer.engines import ONNXEngine, OpenVINOEngine, TorchEngine, candidates, import_openvino, installed
-from vitreous.infer.files import Card, open_export, to_onnx, to_openvino, write_onnx, write_openvino
+from vitreous.infer.files import FORMATS, open_export
 from vitreous.infer.graph import export_graphs
+from vitreous.infer.onnx_files import to_onnx, write_onnx
 from vitreous.infer.quantize import quantized
 from vitreous.model.vit import VisionTransformer
 
@@ -87,9 +89,10 @@ def make_case(
     spec = InputSpec(channels, depth, sizes or (model.config.image_size,), mean, std)
     card = Card(spec, task, Calibration(temperature=1.7), "fp32", True, {}, {"weights": kind})
     programs = export_graphs(model, spec, task, card.calibration)
-    write_openvino(folder / "fp32.zip", {size: to_openvino(program) for size, program in programs.items()}, card)
-    write_onnx(folder / "fp32.onnx", {size: to_onnx(program) for size, program in programs.items()}, card)
-    return Case(model, card, programs, {"openvino": folder / "fp32.zip", "onnxruntime": folder / "fp32.onnx"})
+    files = {format.engine: folder / f"fp32{format.suffix}" for format in FORMATS}
+    for format in FORMATS:
+        format.write(files[format.engine], {size: format.convert(one) for size, one in programs.items()}, card)
+    return Case(model, card, programs, files)
 
 
 @pytest.fixture(scope="module")
@@ -215,19 +218,18 @@ class TestOpenVINOFile:
 
 
 class TestInt8:
-    @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-    def test_it_is_smaller_and_near(self, patch, tmp_path, name):
-        convert, write = {"openvino": (to_openvino, write_openvino), "onnxruntime": (to_onnx, write_onnx)}[name]
+    @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+    def test_it_is_smaller_and_near(self, patch, tmp_path, format):
         spec = InputSpec(3, "uint8", ((12, 40),), patch.card.spec.mean, patch.card.spec.std)
         pixels = draw(spec, (12, 40), 64)
-        path = tmp_path / patch.files[name].name
-        graph = quantized(convert(patch.programs[12, 40]), pixels, smooth=False)
-        write(path, {(12, 40): graph}, changed(patch.card, "int8", spec))
+        path = tmp_path / f"int8{format.suffix}"
+        graph = quantized(format.convert(patch.programs[12, 40]), pixels, smooth=False)
+        format.write(path, {(12, 40): graph}, changed(patch.card, "int8", spec))
         _, engine = open_export(path, 1)
         exact = TorchEngine(patch.model, spec, CPU).run(pixels[:20])
         found = engine.run(pixels[:20])
         assert engine.precision == "int8"
-        assert path.stat().st_size < 0.75 * patch.files[name].stat().st_size
+        assert path.stat().st_size < 0.75 * patch.files[format.engine].stat().st_size
         assert np.abs(found - exact).max() > 1e-3
         assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.98
 

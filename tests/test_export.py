@@ -19,9 +19,11 @@ import vitreous
 from vitreous.cli import main
 from vitreous.errors import InputError
 from vitreous.infer.build import write_export
+from vitreous.infer.card import Card
 from vitreous.infer.export import Export, replay
-from vitreous.infer.files import Card, open_export, to_openvino, write_openvino
+from vitreous.infer.files import open_export
 from vitreous.infer.graph import export_graphs
+from vitreous.infer.openvino_files import to_openvino, write_openvino
 from vitreous.rundir import RunDir
 
 

@@ -28,7 +28,7 @@ from vitreous.errors import InputError
 from vitreous.infer.agreement import Bar
 from vitreous.infer.division import divided
 from vitreous.infer.engines import Engine, TorchEngine, candidates, describe
-from vitreous.infer.files import is_export, open_export
+from vitreous.infer.files import format_of, open_export
 from vitreous.infer.pipeline import Answered, outputs_in_order, reader
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import VisionTransformer, count_macs
@@ -302,7 +302,7 @@ def load(place: str | os.PathLike, options: AnswerConfig | None = None, **fields
     chosen = dataclasses.replace(options or AnswerConfig(), **fields)
     if chosen.views not in VIEWS:
         raise InputError(f"views is {chosen.views!r}: expected {', '.join(VIEWS)}")
-    if is_export(place):
+    if format_of(place):
         return _load_export(Path(place), chosen)
     candidates(choose_device(chosen.device), chosen.engine, chosen.precision)
     folder = RunDir.open(place)
