@@ -52,6 +52,7 @@ class AnswerConfig:
     # fp32, bf16 or int8. auto: the fastest whose answers to the run's validation pictures stay the same
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     # Tokens that are merged in every block (2210.09461): faster, at some cost in accuracy, which is measured and said
+    # where the engine is
     merge: int = 0
     # Answer with the mean over the picture and its mirror image (flip), and over both moved a little (shift)
     views: Literal["one", "flip", "shift"] = "one"
@@ -62,8 +63,8 @@ class AnswerConfig:
 
     @property
     def asked(self) -> bool:
-        """Whether more was asked for than the fastest engine: then also few pictures are worth a measurement."""
-        return (self.engine, self.precision, self.merge) != ("auto", "auto", 0)
+        """Whether an engine or a precision was asked for: then also few pictures are worth a measurement."""
+        return (self.engine, self.precision) != ("auto", "auto")
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,8 @@ class Predictor:
                 self.world.agree(lambda: self.settle(say))  # measured once; the others find what was chosen
             self.settle(say)
         elif not self.settled and len(source) > self.batch:
-            say(f"engine: {describe(self.engine)}; where there is more to do, a faster one is looked for")
+            later = ", and what merging costs is measured" if self.options.merge else ""
+            say(f"engine: {describe(self.engine)}; where there is more to do, a faster one is looked for{later}")
         own = self._own_answers
         return own(source) if self.world.size == 1 else divided(own, source, self.task.outputs, self.batch, self.world)
 
