@@ -58,7 +58,12 @@ CASES: dict[str, dict[str, Any]] = {
         "depth": "uint8",
         "task": CLASSES,
     },
-    "convolution": {"fields": {"position": "learned2d", "merge": 2}, "depth": "uint16", "task": NUMBERS},
+    "convolution": {
+        "fields": {"position": "learned2d", "merge": 2},
+        "depth": "uint16",
+        "sizes": ((12, 40), (24, 24)),
+        "task": NUMBERS,
+    },
 }
 
 
@@ -137,6 +142,16 @@ class TestParity:
             outputs, answers = engine.both(case.pixels(size, 7))
             expected = case.card.calibration.answers(case.card.task, outputs)
             np.testing.assert_allclose(answers, expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["t2t"], indirect=True)
+def test_files_take_pixels_of_16_bits_as_they_are_stored(case):
+    model = onnx.load(case.files["onnxruntime"])
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT16
+    with zipfile.ZipFile(case.files["openvino"]) as file:
+        [name] = [name for name in file.namelist() if name.endswith(".xml")]
+        graph = import_openvino().Core().read_model(model=file.read(name), weights=file.read("weights.bin"))
+    assert graph.inputs[0].get_element_type() == import_openvino().Type.u16
 
 
 class TestTorch:

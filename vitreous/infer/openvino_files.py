@@ -3,6 +3,7 @@ vitreous.json.
 """
 
 import hashlib
+import importlib
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import torch
 from torch.export import ExportedProgram
 
 from vitreous.data.preprocess import Size
@@ -27,10 +29,13 @@ LARGEST_TEXT = 16 << 20  # bytes of a graph without its weights
 def to_openvino(program: ExportedProgram) -> Any:
     """A graph as an OpenVINO model. Raises `InputError` where OpenVINO is not installed."""
     openvino = import_openvino()
-    with quiet():
-        graph = openvino.convert_model(program)
     assert program.example_inputs is not None
     [pixels] = program.example_inputs[0]
+    if pixels.dtype == torch.uint16:  # which OpenVINO knows, but not by PyTorch's name
+        names = importlib.import_module("openvino.frontend.pytorch.utils").pt_to_ov_type_map
+        names.setdefault("torch.uint16", openvino.Type.u16)
+    with quiet():
+        graph = openvino.convert_model(program)
     graph.reshape([-1, *pixels.shape[1:]])  # the size, which the conversion forgets
     for port, name in zip(graph.outputs, ("outputs", "answers"), strict=True):
         port.get_tensor().set_names({name})

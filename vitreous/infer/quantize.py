@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.infer.engines import import_quietly, stored
+from vitreous.infer.engines import import_quietly
 
 PICTURES = 300  # to calibrate with
 SMOOTH = 0.95  # how far the spread of activations moves into the weights (SmoothQuant, 2211.10438); -1: not at all
@@ -21,7 +21,7 @@ def quantized(graph: Any, pixels: np.ndarray, smooth: bool) -> Any:
     nncf = import_quietly("nncf")
     nncf.set_log_level(logging.ERROR)
     alpha = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTH if smooth else -1)
-    dataset = nncf.Dataset([{"pixels": stored(picture[None])} for picture in pixels])
+    dataset = nncf.Dataset([{"pixels": picture[None]} for picture in pixels])
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         return nncf.quantize(
             graph,
