@@ -1,5 +1,6 @@
 """Engines: OpenVINO and ONNX Runtime compute what PyTorch computes, and files that hold their graphs."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from vitreous.calibration import Calibration
 from vitreous.data.preprocess import InputSpec, Size
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
-from vitreous.infer.card import Card
+from vitreous.infer.card import Card, Seen
 from vitreous.infer.engines import ONNXEngine, OpenVINOEngine, TorchEngine, candidates, import_openvino, installed
 from vitreous.infer.files import FORMATS, open_export
 from vitreous.infer.graph import export_graphs
@@ -92,7 +93,7 @@ def make_case(
     channels = model.config.channels
     mean, std = (0.4, 0.5, 0.6)[:channels], (0.3, 0.2, 0.25)[:channels]
     spec = InputSpec(channels, depth, sizes or (model.config.image_size,), mean, std)
-    card = Card(spec, task, Calibration(temperature=1.7), "fp32", True, {}, {"weights": kind})
+    card = Card(spec, task, Calibration(temperature=1.7), "fp32", True, {}, {"weights": kind}, Seen("00", "11"))
     programs = export_graphs(model, spec, task, card.calibration)
     files = {format.engine: folder / f"fp32{format.suffix}" for format in FORMATS}
     for format in FORMATS:
@@ -282,6 +283,7 @@ class TestDamagedFiles:
             (text[:-20], "the card in it is damaged"),
             ("[]", "the card in it is damaged"),
             (text.replace('"calibration"', '"calibrated"'), "the card in it is damaged"),
+            (text.replace('"train": "00"', '"train": ["00"]'), "train: expected text, got ['00']"),
             (text.replace('"format": 1', '"format": 7'), "an export of format 7: this version of vitreous reads 1"),
             (text.replace('"a", "b"', '"a"'), "its card is of another model"),
         ]
@@ -397,7 +399,7 @@ def test_engines_are_of_their_kinds(patch):
 
 
 def changed(card: Card, precision: str, spec: InputSpec | None = None) -> Card:
-    return Card(spec or card.spec, card.task, card.calibration, precision, card.mirrored, card.columns, card.origin)
+    return dataclasses.replace(card, precision=precision, spec=spec or card.spec)
 
 
 def branches(graph: Any) -> list[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from vitreous.data.preprocess import Size, resize
 from vitreous.data.store import FORSAKEN, cache_root
 from vitreous.errors import InputError
-from vitreous.infer.card import Card
+from vitreous.infer.card import Card, Seen
 from vitreous.infer.engines import Engine, TorchEngine
 from vitreous.infer.files import FORMATS, Format, format_of, open_export
 from vitreous.infer.graph import export_graphs
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".making-"  # the beginning of a folder's name
 FOLDER = "engines"  # in the run directory
+MOST_SEEN = 48 << 20  # bytes of digests, of almost four million pictures; of more a file knows none
 
 
 def build(predictor: "Predictor", name: str, precision: str, judge: "Callable[[], Judge]") -> Engine:
@@ -107,4 +108,5 @@ def _graphs(predictor: "Predictor", format: Format) -> dict[Size, Any]:
 
 def _card(predictor: "Predictor", precision: str) -> Card:
     parts = predictor.spec, predictor.task, predictor.calibration
-    return Card(*parts, precision, predictor.mirrored, predictor.columns, predictor.origin)
+    seen = predictor.seen if sum(map(len, vars(predictor.seen).values())) <= MOST_SEEN else Seen()
+    return Card(*parts, precision, predictor.mirrored, predictor.columns, predictor.origin, seen)

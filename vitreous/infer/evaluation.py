@@ -14,8 +14,8 @@ from vitreous.data.sources import Source, open_source
 from vitreous.data.store import in_order
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
+from vitreous.infer.card import DIGITS
 from vitreous.infer.predictor import Predictor
-from vitreous.rundir import RunDir
 
 
 def evaluate(
@@ -82,15 +82,11 @@ def _scored(predictor: Predictor, source: Source, split: str, say: Callable[[str
         raise InputError(f"--split {split}: expected auto, train, validation, test or all")
     if split == "all":
         return list(range(len(source)))
-    if predictor.exported:
-        if split != "auto":
-            raise InputError(f"--split {split}: an exported file does not know what it was trained on; leave it out")
-        say("note: an exported file does not know what it was trained on; all pictures are scored")
+    known = predictor.seen.sides()
+    if not known and split == "auto":
+        say("note: it is not known what this model was trained on; all pictures are scored")
         return list(range(len(source)))
-    known, digests = (
-        _known(predictor.run),
-        in_order(lambda i: _digest(source, i), range(len(source)), predictor.threads),
-    )
+    digests = in_order(lambda i: _digest(source, i)[:DIGITS], range(len(source)), predictor.threads)
     sides = [known.get(text, "new") for text in digests]
     counts = Counter(sides)
     if split != "auto":
@@ -114,15 +110,6 @@ def _scored(predictor: Predictor, source: Source, split: str, say: Callable[[str
             f"({', '.join(f'{n:,} {side}' for side, n in counts.items())}); --split all scores all"
         )
     return numbers
-
-
-def _known(run: RunDir) -> dict[str, str]:
-    """Digest -> split; what stands in several splits counts as trained on first, then as validation."""
-    rank = {"test": 0, "validation": 1, "train": 2}
-    known: dict[str, str] = {}
-    for row in sorted(run.read_split(), key=lambda row: rank[row.split]):
-        known[row.digest] = row.split
-    return known
 
 
 def _digest(source: Source, number: int) -> str:

@@ -23,6 +23,7 @@ from vitreous.data.sources import Source, open_pictures
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.agreement import Bar
+from vitreous.infer.card import Seen
 from vitreous.infer.division import divided
 from vitreous.infer.engines import Engine, TorchEngine, candidates, describe
 from vitreous.infer.files import format_of, open_export
@@ -52,7 +53,7 @@ class AnswerConfig:
     # fp32, bf16 or int8. auto: the fastest whose answers to the run's validation pictures stay the same
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     # Tokens that are merged in every block (2210.09461): faster, at some cost in accuracy, which is measured and said
-    # where the engine is
+    # when the engine is chosen
     merge: int = 0
     # Answer with the mean over the picture and its mirror image (flip), and over both moved a little (shift)
     views: Literal["one", "flip", "shift"] = "one"
@@ -111,13 +112,16 @@ class Predictor:
         run: RunDir | None = None,
         engine: Engine | None = None,
         columns: dict[str, Any] | None = None,
+        seen: Seen | None = None,
     ):
-        """Of a run directory, or with the `engine` of an exported file and the `columns` that its targets stood in."""
+        """Of a run directory, or with the `engine` of an exported file and the pictures that it has `seen`. `columns`
+        are those that the targets stood in.
+        """
         self.spec, self.task, self.calibration, self.options = spec, task, calibration, options
         self.world = current()
         self.device = self.world.use(choose_device(options.device))
         self.batch, self.threads = BATCH, choose_threads(None)
-        self._run, self._engine, self.columns = run, engine, columns or {}
+        self._run, self._engine, self._seen, self.columns = run, engine, seen, columns or {}
         self.converted: dict[str, Any] = {}  # graphs by format, while engines are made of them
         self.settled = engine is not None  # whether the engine is chosen for good
 
@@ -138,6 +142,11 @@ class Predictor:
         """Whether mirrored views make sense: the model was trained on such pictures, or elsewhere."""
         trained_here = (self.run.path / "plan.json").exists()
         return not trained_here or bool(self.run.parsed("plan.json", "", Plan.from_json).augmentation.flip)
+
+    @cached_property
+    def seen(self) -> Seen:
+        """The pictures of the run. Raises `InputError` where its split.csv cannot be read."""
+        return Seen.of(self.run.read_split()) if self._seen is None else self._seen
 
     @cached_property
     def origin(self) -> dict[str, Any]:
@@ -332,4 +341,5 @@ def _load_export(path: Path, options: AnswerConfig) -> Predictor:
             f"{path} is computed by {engine.name} in {engine.precision}, on the CPU: other engines, precisions "
             "and devices, merging and data are for run directories"
         )
-    return Predictor(card.spec, card.task, card.calibration, options, engine=engine, columns=card.columns)
+    parts = card.spec, card.task, card.calibration
+    return Predictor(*parts, options, engine=engine, columns=card.columns, seen=card.seen)

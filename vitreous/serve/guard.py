@@ -34,7 +34,7 @@ class Guard:
         """Answers one request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        if scope["method"] == "HEAD":  # as GET; the protocol, which knows better, leaves the body out
+        if scope["method"] == "HEAD":  # as GET: the body is left out by uvicorn, whose own scope stays
             scope = {**scope, "method": "GET"}
         start, status = time.perf_counter(), 500
 
