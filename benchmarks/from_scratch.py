@@ -32,7 +32,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitreous.infer.predictor import evaluate, load
+from vitreous.infer.evaluation import evaluate
+from vitreous.infer.predictor import load
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import count_macs
 from vitreous.training.journal import read_rows

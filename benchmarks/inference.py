@@ -43,9 +43,10 @@ from vitreous.calibration import headline
 from vitreous.infer.agreement import Bar, compare
 from vitreous.infer.build import build, folder_of
 from vitreous.infer.engines import describe, import_openvino
-from vitreous.infer.files import graph_name
+from vitreous.infer.evaluation import evaluate
 from vitreous.infer.judge import validation_judge
-from vitreous.infer.predictor import AnswerConfig, Predictor, evaluate, load
+from vitreous.infer.openvino_files import graph_name
+from vitreous.infer.predictor import AnswerConfig, Predictor, load
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import count_macs
 

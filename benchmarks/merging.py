@@ -13,7 +13,8 @@ import torch
 
 from vitreous.calibration import headline
 from vitreous.infer.engines import TorchEngine
-from vitreous.infer.predictor import Predictor, evaluate, load
+from vitreous.infer.evaluation import evaluate
+from vitreous.infer.predictor import Predictor, load
 
 
 def merging(run: str, merge: int, precision: str) -> Predictor:

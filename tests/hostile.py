@@ -557,7 +557,7 @@ else:
 def card(**changes: Any) -> dict[str, Any]:
     """What an exported file says of itself."""
     parts = {"input": SPEC.to_json(), "task": TASK.to_json(), "calibration": Calibration().to_json()}
-    rest = {"precision": "fp32", "mirrored": True, "columns": {}, "origin": {}}
+    rest = {"precision": "fp32", "mirrored": True, "columns": {}, "origin": {}, "seen": {}}
     return {"format": 1, **parts, **rest, **changes}
 
 

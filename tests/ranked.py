@@ -18,7 +18,8 @@ from tiny_models import tiny_config
 from torch import Tensor
 
 from vitreous.errors import ElsewhereError, InputError
-from vitreous.infer.predictor import evaluate, load
+from vitreous.infer.evaluation import evaluate
+from vitreous.infer.predictor import load
 from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint
 from vitreous.training.distributed import ALONE, World, joined, restarted

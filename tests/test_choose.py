@@ -236,6 +236,13 @@ class TestWhen:
         assert (predictor.settled, predictor.engine.name, predictor.engine.precision) == (False, "torch", "fp32")
         assert not (run / "engines").exists()
 
+    def test_for_a_few_merging_is_taken_without_a_search(self, run, shapes):
+        merging, plain = vitreous.load(run, merge=2), vitreous.load(run)
+        answers, others = (one.predict(shapes / "red") for one in (merging, plain))
+        assert (merging.settled, merging.engine.name, merging.engine.precision) == (False, "torch", "fp32")
+        assert [one.probabilities for one in answers] != [one.probabilities for one in others]
+        assert not (run / "engines").exists()
+
     @pytest.mark.parametrize("pays", ["a minute of work", "a choice that is remembered"])
     def test_for_many_it_is_and_for_few_where_more_was_asked_for(self, run, pays, monkeypatch):
         if pays == "a minute of work":

@@ -1,5 +1,6 @@
 """Engines: OpenVINO and ONNX Runtime compute what PyTorch computes, and files that hold their graphs."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from vitreous.calibration import Calibration
 from vitreous.data.preprocess import InputSpec, Size
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
+from vitreous.infer.card import Card, Seen
 from vitreous.infer.engines import ONNXEngine, OpenVINOEngine, TorchEngine, candidates, import_openvino, installed
-from vitreous.infer.files import Card, open_export, to_onnx, to_openvino, write_onnx, write_openvino
+from vitreous.infer.files import FORMATS, open_export
 from vitreous.infer.graph import export_graphs
+from vitreous.infer.onnx_files import to_onnx, write_onnx
 from vitreous.infer.quantize import quantized
 from vitreous.model.vit import VisionTransformer
 
@@ -56,7 +59,12 @@ CASES: dict[str, dict[str, Any]] = {
         "depth": "uint8",
         "task": CLASSES,
     },
-    "convolution": {"fields": {"position": "learned2d", "merge": 2}, "depth": "uint16", "task": NUMBERS},
+    "convolution": {
+        "fields": {"position": "learned2d", "merge": 2},
+        "depth": "uint16",
+        "sizes": ((12, 40), (24, 24)),
+        "task": NUMBERS,
+    },
 }
 
 
@@ -85,11 +93,12 @@ def make_case(
     channels = model.config.channels
     mean, std = (0.4, 0.5, 0.6)[:channels], (0.3, 0.2, 0.25)[:channels]
     spec = InputSpec(channels, depth, sizes or (model.config.image_size,), mean, std)
-    card = Card(spec, task, Calibration(temperature=1.7), "fp32", True, {}, {"weights": kind})
+    card = Card(spec, task, Calibration(temperature=1.7), "fp32", True, {}, {"weights": kind}, Seen("00", "11"))
     programs = export_graphs(model, spec, task, card.calibration)
-    write_openvino(folder / "fp32.zip", {size: to_openvino(program) for size, program in programs.items()}, card)
-    write_onnx(folder / "fp32.onnx", {size: to_onnx(program) for size, program in programs.items()}, card)
-    return Case(model, card, programs, {"openvino": folder / "fp32.zip", "onnxruntime": folder / "fp32.onnx"})
+    files = {format.engine: folder / f"fp32{format.suffix}" for format in FORMATS}
+    for format in FORMATS:
+        format.write(files[format.engine], {size: format.convert(one) for size, one in programs.items()}, card)
+    return Case(model, card, programs, files)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +143,16 @@ class TestParity:
             outputs, answers = engine.both(case.pixels(size, 7))
             expected = case.card.calibration.answers(case.card.task, outputs)
             np.testing.assert_allclose(answers, expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["t2t"], indirect=True)
+def test_files_take_pixels_of_16_bits_as_they_are_stored(case):
+    model = onnx.load(case.files["onnxruntime"])
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT16
+    with zipfile.ZipFile(case.files["openvino"]) as file:
+        [name] = [name for name in file.namelist() if name.endswith(".xml")]
+        graph = import_openvino().Core().read_model(model=file.read(name), weights=file.read("weights.bin"))
+    assert graph.inputs[0].get_element_type() == import_openvino().Type.u16
 
 
 class TestTorch:
@@ -215,19 +234,18 @@ class TestOpenVINOFile:
 
 
 class TestInt8:
-    @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-    def test_it_is_smaller_and_near(self, patch, tmp_path, name):
-        convert, write = {"openvino": (to_openvino, write_openvino), "onnxruntime": (to_onnx, write_onnx)}[name]
+    @pytest.mark.parametrize("format", FORMATS, ids=lambda format: format.name)
+    def test_it_is_smaller_and_near(self, patch, tmp_path, format):
         spec = InputSpec(3, "uint8", ((12, 40),), patch.card.spec.mean, patch.card.spec.std)
         pixels = draw(spec, (12, 40), 64)
-        path = tmp_path / patch.files[name].name
-        graph = quantized(convert(patch.programs[12, 40]), pixels, smooth=False)
-        write(path, {(12, 40): graph}, changed(patch.card, "int8", spec))
+        path = tmp_path / f"int8{format.suffix}"
+        graph = quantized(format.convert(patch.programs[12, 40]), pixels, smooth=False)
+        format.write(path, {(12, 40): graph}, changed(patch.card, "int8", spec))
         _, engine = open_export(path, 1)
         exact = TorchEngine(patch.model, spec, CPU).run(pixels[:20])
         found = engine.run(pixels[:20])
         assert engine.precision == "int8"
-        assert path.stat().st_size < 0.75 * patch.files[name].stat().st_size
+        assert path.stat().st_size < 0.75 * patch.files[format.engine].stat().st_size
         assert np.abs(found - exact).max() > 1e-3
         assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > 0.98
 
@@ -265,6 +283,7 @@ class TestDamagedFiles:
             (text[:-20], "the card in it is damaged"),
             ("[]", "the card in it is damaged"),
             (text.replace('"calibration"', '"calibrated"'), "the card in it is damaged"),
+            (text.replace('"train": "00"', '"train": ["00"]'), "train: expected text, got ['00']"),
             (text.replace('"format": 1', '"format": 7'), "an export of format 7: this version of vitreous reads 1"),
             (text.replace('"a", "b"', '"a"'), "its card is of another model"),
         ]
@@ -380,7 +399,7 @@ def test_engines_are_of_their_kinds(patch):
 
 
 def changed(card: Card, precision: str, spec: InputSpec | None = None) -> Card:
-    return Card(spec or card.spec, card.task, card.calibration, precision, card.mirrored, card.columns, card.origin)
+    return dataclasses.replace(card, precision=precision, spec=spec or card.spec)
 
 
 def branches(graph: Any) -> list[Any]:

@@ -18,10 +18,13 @@ from making import make_shapes, tree
 import vitreous
 from vitreous.cli import main
 from vitreous.errors import InputError
+from vitreous.infer import build as building
 from vitreous.infer.build import write_export
+from vitreous.infer.card import Card, Seen
 from vitreous.infer.export import Export, replay
-from vitreous.infer.files import Card, open_export, to_openvino, write_openvino
+from vitreous.infer.files import open_export
 from vitreous.infer.graph import export_graphs
+from vitreous.infer.openvino_files import to_openvino, write_openvino
 from vitreous.rundir import RunDir
 
 
@@ -109,7 +112,28 @@ class TestExport:
         expected = json.loads(call("eval", run, fresh, "--json", "--engine", "torch", "--precision", "fp32")[1])
         found = json.loads(out)
         assert (code, found["top1"], found["confusion"]) == (0, expected["top1"], expected["confusion"])
-        assert "does not know what it was trained on; all pictures are scored" in err
+        assert "trained on" not in err  # as these pictures are new
+
+    def test_eval_knows_by_the_file_alone_what_the_run_was_trained_on(self, made, run, shapes):
+        told = []
+        for place in (run, made[0].path):
+            said: list[str] = []
+            found = vitreous.evaluate(vitreous.load(place), shapes, say=said.append)
+            told.append((found.names, found.summary["top1"], said))
+            assert vitreous.evaluate(vitreous.load(place), shapes, split="train").summary["n"] == 36
+        assert told[0] == told[1]
+        assert told[0][2][0].startswith("36 of these pictures were trained on and are not scored; scored: 12 held out")
+
+    def test_a_file_that_cannot_hold_so_many_digests_knows_none_and_eval_says_so(
+        self, run, shapes, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(building, "MOST_SEEN", 13 * 47)
+        write_export(vitreous.load(run), tmp_path / "x.zip", "fp32", pytest.fail)
+        predictor, said = vitreous.load(tmp_path / "x.zip"), []
+        assert vitreous.evaluate(predictor, shapes, say=said.append).summary["n"] == 48
+        assert said[0] == "note: it is not known what this model was trained on; all pictures are scored"
+        with pytest.raises(InputError, match=r"none is held out \(48 new\); --split all scores all"):
+            vitreous.evaluate(predictor, shapes, split="test")
 
     def test_its_card_says_what_it_was_made_of(self, made, run):
         card, _ = open_export(made[0].path, 1)
@@ -168,7 +192,7 @@ class TestBelowTheBar:
         spec, task, calibration = predictor.spec, predictor.task, predictor.calibration
         wrong = type(calibration)(temperature=2 * calibration.temperature)
         graphs = {size: to_openvino(one) for size, one in export_graphs(predictor.model, spec, task, wrong).items()}
-        write_openvino(tmp_path / "x.zip", graphs, Card(spec, task, calibration, "fp32", True, {}, {}))
+        write_openvino(tmp_path / "x.zip", graphs, Card(spec, task, calibration, "fp32", True, {}, {}, Seen()))
         pixels = np.random.default_rng(0).integers(0, 256, (3, *spec.sizes[0], 3)).astype(np.uint8)
         np.savez(tmp_path / "asked.npz", pixels)
         words = ["-m", "vitreous.infer.export", tmp_path / "x.zip", tmp_path / "asked.npz", tmp_path / "found.npz"]
@@ -236,8 +260,6 @@ class TestRefused:
         predictor = vitreous.load(path, engine="onnxruntime", precision="fp32", device="cpu")
         with pytest.raises(InputError, match="an exported file holds no more than its answers take"):
             _ = predictor.model
-        with pytest.raises(InputError, match="does not know what it was trained on; leave it out"):
-            vitreous.evaluate(predictor, "digits", split="test")
 
     def test_views_are_those_that_the_run_allows(self, made, run, tmp_path, fresh):
         flipped, expected = (vitreous.load(place, views="flip").predict(fresh) for place in (made[0].path, run))

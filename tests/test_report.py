@@ -27,7 +27,7 @@ from vitreous import metrics, verbs
 from vitreous.cli import main
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
-from vitreous.infer.predictor import Evaluation
+from vitreous.infer.evaluation import Evaluation
 from vitreous.insight.attribution import Attribution
 from vitreous.insight.figures import model_pictures, to_svg
 from vitreous.insight.page import escape

@@ -140,7 +140,7 @@ class TestSplit:
         run.write_split(rows)
         assert run.read_split() == rows
 
-    @pytest.mark.parametrize("content", [None, b"name,hash\na,b\n"])
+    @pytest.mark.parametrize("content", [None, b"name,hash\na,b\n", b"path,digest,split\na,\xff,train\n"])
     def test_a_missing_or_foreign_file_is_named(self, tmp_path, content):
         run = made(tmp_path)
         if content is not None:

@@ -505,6 +505,15 @@ class TestAround:
             response = httpx.request(method, server.address + path)
             assert (response.status_code, list(response.json())) == (status, ["error"])
 
+    @pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready", "/nothing", "/predict"])
+    def test_head_is_answered_as_get_without_a_body(self, server, path):
+        with server.client() as client:
+            head, got = (client.request(method, path) for method in ("HEAD", "GET"))
+            connection = client.get("/health/live")  # which is of use after it
+        told = [(one.status_code, one.headers["content-type"]) for one in (head, got)]
+        assert (told[0], head.content, connection.status_code) == (told[1], b"", 200)
+        assert int(head.headers["content-length"]) == len(got.content) > 0
+
     def test_every_response_carries_what_keeps_browsers_safe(self, server):
         for response in (httpx.get(server.address), server.ask(b"x"), httpx.get(f"{server.address}/nothing")):
             assert response.headers["x-content-type-options"] == "nosniff"

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vitreous.data.doctor import check_data as check
     from vitreous.errors import InputError
+    from vitreous.infer.evaluation import Evaluation, evaluate
     from vitreous.infer.export import Export, export
-    from vitreous.infer.predictor import AnswerConfig, Evaluation, Prediction, Predictor, evaluate, load
+    from vitreous.infer.predictor import AnswerConfig, Prediction, Predictor, load
     from vitreous.insight.explain import Explanation, explain
     from vitreous.insight.trace import Trace, trace
     from vitreous.model.config import ModelConfig
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AnswerConfig": "infer.predictor",
-    "Evaluation": "infer.predictor",
+    "Evaluation": "infer.evaluation",
     "Explanation": "insight.explain",
     "Export": "infer.export",
     "InputError": "errors",
@@ -30,7 +31,7 @@ _HOMES = {
     "VisionTransformer": "model.vit",
     "check": "data.doctor:check_data",
     "create": "model.vit",
-    "evaluate": "infer.predictor",
+    "evaluate": "infer.evaluation",
     "explain": "insight.explain",
     "export": "infer.export",
     "import_weights": "model.weights",

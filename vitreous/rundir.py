@@ -179,8 +179,9 @@ class RunDir:
             with open_regular(path) as file:
                 text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
                 titles, *rows = csv.reader(text, strict=True)
-            if titles != ["path", "digest", "split"] or any(len(row) != 3 or row[2] not in SPLITS for row in rows):
-                raise ValueError(f"expected path, digest, and one of {', '.join(SPLITS)} in every row")
+            fit = all(len(row) == 3 and set(row[1]) <= set("0123456789abcdef") and row[2] in SPLITS for row in rows)
+            if titles != ["path", "digest", "split"] or not fit:
+                raise ValueError(f"expected path, hexadecimal digest, and one of {', '.join(SPLITS)} in every row")
             return [SplitRow(unguarded(name), digest, split) for name, digest, split in rows]
         except (OSError, ValueError, csv.Error) as fault:
             raise InputError(f"{path} cannot be read ({fault})") from None

@@ -1,6 +1,5 @@
 """Makes engines of a run: PyTorch's at once, OpenVINO's and ONNX Runtime's from files that are kept in its folder."""
 
-import copy
 import os
 import shutil
 import tempfile
@@ -15,8 +14,9 @@ import numpy as np
 from vitreous.data.preprocess import Size, resize
 from vitreous.data.store import FORSAKEN, cache_root
 from vitreous.errors import InputError
+from vitreous.infer.card import Card, Seen
 from vitreous.infer.engines import Engine, TorchEngine
-from vitreous.infer.files import SUFFIXES, Card, open_export, to_onnx, to_openvino, write_onnx, write_openvino
+from vitreous.infer.files import FORMATS, Format, format_of, open_export
 from vitreous.infer.graph import export_graphs
 from vitreous.infer.quantize import PICTURES, quantized
 from vitreous.infer.sample import own_pictures
@@ -25,12 +25,9 @@ if TYPE_CHECKING:
     from vitreous.infer.judge import Judge
     from vitreous.infer.predictor import Predictor
 
-CONVERTERS = {"onnx": to_onnx, "openvino": to_openvino}
-COPIES = {"onnx": copy.deepcopy, "openvino": lambda graph: graph.clone()}
-WRITERS = {"onnx": write_onnx, "openvino": write_openvino}
-FORMATS = {"openvino": ".zip", "onnxruntime": ".onnx"}
 TEMPORARY = ".making-"  # the beginning of a folder's name
 FOLDER = "engines"  # in the run directory
+MOST_SEEN = 48 << 20  # bytes of digests, of almost four million pictures; of more a file knows none
 
 
 def build(predictor: "Predictor", name: str, precision: str, judge: "Callable[[], Judge]") -> Engine:
@@ -38,10 +35,11 @@ def build(predictor: "Predictor", name: str, precision: str, judge: "Callable[[]
 
     Raises `InputError` where it cannot be had: int8 takes pictures of the run to calibrate with.
     """
-    if name not in FORMATS:
+    format = next((format for format in FORMATS if format.engine == name), None)
+    if format is None:
         return TorchEngine(predictor.model, predictor.spec, predictor.device, precision, name == "compiled")
     merged = f"-merge-{predictor.options.merge}" if predictor.options.merge else ""
-    path = folder_of(predictor) / f"{name}-{precision}{merged}{FORMATS[name]}"
+    path = folder_of(predictor) / f"{name}-{precision}{merged}{format.suffix}"
     if path.exists():
         with suppress(InputError):  # damaged, or of another version
             card, engine = open_export(path, predictor.threads)
@@ -68,21 +66,21 @@ def write_export(
 
     Raises `InputError` where int8 is asked for without pictures of the run.
     """
-    kind = SUFFIXES[path.suffix.lower()]
-    write, card = WRITERS[kind], _card(predictor, precision)
+    format, card = format_of(path), _card(predictor, precision)
+    assert format is not None
     if precision != "int8":
-        return write(path, _graphs(predictor, kind), card)
+        return format.write(path, _graphs(predictor, format), card)
     own = judge()
     pictures = own_pictures(predictor, "train", PICTURES, predictor.options.data).pixels
-    for size in _graphs(predictor, kind).keys() - pictures.keys():  # a rare one
+    for size in _graphs(predictor, format).keys() - pictures.keys():  # a rare one
         pictures[size] = np.stack([resize(picture, size) for picture in next(iter(pictures.values()))])
     sweep(path.parent)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
         found = []
         for smooth in (False, True):
             tried = Path(folder) / f"{'smooth' if smooth else 'plain'}{path.suffix}"
-            graphs = _graphs(predictor, kind)
-            write(tried, {size: quantized(graph, pictures[size], smooth) for size, graph in graphs.items()}, card)
+            made = {size: quantized(one, pictures[size], smooth) for size, one in _graphs(predictor, format).items()}
+            format.write(tried, made, card)
             agreement = own.agreement(open_export(tried, predictor.threads)[1])
             lost = 1 - (agreement.same or 0) if agreement.loss is None else agreement.loss
             found.append((lost, agreement.shift, tried))
@@ -100,14 +98,15 @@ def sweep(folder: Path) -> None:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _graphs(predictor: "Predictor", kind: str) -> dict[Size, Any]:
+def _graphs(predictor: "Predictor", format: Format) -> dict[Size, Any]:
     """The model's graphs in a format, a size each; copies, since what is done with them changes them."""
-    if kind not in predictor.converted:
+    if format.name not in predictor.converted:
         programs = export_graphs(predictor.model, predictor.spec, predictor.task, predictor.calibration)
-        predictor.converted[kind] = {size: CONVERTERS[kind](program) for size, program in programs.items()}
-    return {size: COPIES[kind](graph) for size, graph in predictor.converted[kind].items()}
+        predictor.converted[format.name] = {size: format.convert(program) for size, program in programs.items()}
+    return {size: format.copy(graph) for size, graph in predictor.converted[format.name].items()}
 
 
 def _card(predictor: "Predictor", precision: str) -> Card:
     parts = predictor.spec, predictor.task, predictor.calibration
-    return Card(*parts, precision, predictor.mirrored, predictor.columns, predictor.origin)
+    seen = predictor.seen if sum(map(len, vars(predictor.seen).values())) <= MOST_SEEN else Seen()
+    return Card(*parts, precision, predictor.mirrored, predictor.columns, predictor.origin, seen)

@@ -112,7 +112,7 @@ class OpenVINOEngine:
                 count = len(pieces[number - len(requests)])
                 found.append([request.get_output_tensor(i).data[:count].copy() for i in range(2)])
             if piece is not None:
-                request.start_async([stored(filled(piece, batch))], share_inputs=True)
+                request.start_async([np.ascontiguousarray(filled(piece, batch))], share_inputs=True)
         outputs, answers = (np.concatenate(some) for some in zip(*found, strict=True))
         return outputs, answers
 
@@ -137,7 +137,7 @@ class ONNXEngine:
 
     def both(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(B, H, W, C) -> outputs, and calibrated answers, both (B, K)."""
-        outputs, answers = self.session.run(["outputs", "answers"], {"pixels": stored(pixels)})
+        outputs, answers = self.session.run(["outputs", "answers"], {"pixels": np.ascontiguousarray(pixels)})
         return np.asarray(outputs), np.asarray(answers)
 
 
@@ -145,11 +145,6 @@ def filled(pixels: np.ndarray, batch: int) -> np.ndarray:
     """(n, …) -> (batch, …), the last picture repeated."""
     missing = batch - len(pixels)
     return pixels if not missing else np.concatenate((pixels, pixels[-1:].repeat(missing, 0)))
-
-
-def stored(pixels: np.ndarray) -> np.ndarray:
-    """As exported graphs take them: uint16 as int32, in one piece."""
-    return np.ascontiguousarray(pixels, dtype=np.int32 if pixels.dtype == np.uint16 else pixels.dtype)
 
 
 def installed(engine: str) -> bool:

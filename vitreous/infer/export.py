@@ -15,13 +15,12 @@ from vitreous.errors import InputError
 from vitreous.infer.agreement import Agreement
 from vitreous.infer.build import write_export
 from vitreous.infer.engines import PRECISIONS, TorchEngine
-from vitreous.infer.files import SUFFIXES, is_export, open_export
+from vitreous.infer.files import FORMATS, format_of, open_export
 from vitreous.infer.judge import BATCH, TIMED, Judge, noise_judge, rate, validation_judge
 from vitreous.infer.predictor import Predictor, load
 from vitreous.infer.sample import Sample
 from vitreous.training.recipe import choose_threads
 
-ENDINGS = {kind: suffix for suffix, kind in SUFFIXES.items()}
 EXACT = 1e-4  # how far the answers in the file may be from those that its outputs give
 
 
@@ -62,7 +61,7 @@ def export(
     `AnswerConfig`. Raises `InputError`, and leaves no file, where the answers are beyond the bar, or where format,
     precision or name do not fit each other.
     """
-    if not isinstance(run, Predictor) and is_export(run):
+    if not isinstance(run, Predictor) and format_of(run):
         raise InputError(f"{run} is an exported file: expected the run directory that it was made of")
     if isinstance(run, Predictor):
         own = run.options
@@ -96,14 +95,14 @@ def _place(predictor: Predictor, out: str | os.PathLike | None, format: str | No
     """Where the file goes. Raises `InputError` for a name, format or precision that cannot be."""
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision}: expected {', '.join(PRECISIONS)}")
-    if format is not None and format not in ENDINGS:
-        raise InputError(f"--format {format}: expected {', '.join(ENDINGS)}")
+    possible = [one for one in FORMATS if format in (None, one.name)]
+    if not possible:
+        raise InputError(f"--format {format}: expected {', '.join(one.name for one in FORMATS)}")
     if out is None:
-        return predictor.run.path / f"model-{precision}{ENDINGS[format or 'onnx']}"
+        return predictor.run.path / f"model-{precision}{possible[0].suffix}"
     path = Path(out)
-    kind = SUFFIXES.get(path.suffix.lower())
-    if kind is None or kind != (format or kind):
-        expected = ENDINGS[format] if format else " or ".join(SUFFIXES)
+    if format_of(path) not in possible:
+        expected = " or ".join(one.suffix for one in possible)
         raise InputError(f"--out {path}: expected a name that ends in {expected}")
     if not path.parent.is_dir():
         raise InputError(f"--out {path}: there is no folder {path.parent}")

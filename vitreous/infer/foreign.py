@@ -244,3 +244,9 @@ def check_openvino(text: bytes, path: Path) -> None:
         raise InputError(f"{path} holds {fault}: {EXPECTED}") from None
     except (expat.ExpatError, ValueError) as fault:
         raise InputError(f"{path}: its graph is damaged ({fault}): {EXPECTED}") from None
+
+
+def unreadable(path: Path, runtime: str, fault: Exception) -> InputError:
+    """What a runtime says against a file that passed the checks: its first line."""
+    why = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+    return InputError(f"{path}: {runtime} cannot read it ({why})")

@@ -18,7 +18,6 @@ from vitreous.model.position import Grid
 from vitreous.model.vit import VisionTransformer
 
 MOST = 4096  # pictures in a batch
-STORED = {"uint8": torch.uint8, "uint16": torch.int32, "float32": torch.float32}  # uint16 is unknown to OpenVINO
 
 
 class Answering(nn.Module):
@@ -40,8 +39,9 @@ class Answering(nn.Module):
         self.register_buffer("offset", torch.tensor(task.mean if number else 0.0))
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, H, W, C) as `InputSpec.read` makes them, uint16 as int32 -> outputs and answers, (B, K) both."""
-        outputs = self.model(pixels.permute(0, 3, 1, 2).float() * self.factor - self.shift).float()
+        """(B, H, W, C) as `InputSpec.read` makes them -> outputs and answers, (B, K) both."""
+        image = pixels.float().permute(0, 3, 1, 2)  # cast first: runtimes have few operators for uint16
+        outputs = self.model(image * self.factor - self.shift).float()
         answers = outputs * self.scale + self.offset
         if self.kind == "classification":
             answers = answers.softmax(-1)
@@ -62,7 +62,7 @@ def export_graphs(
     batch, graphs = Dim("batch", min=1, max=MOST), {}
     with torch.no_grad(), quiet():
         for size in spec.sizes:
-            sample = torch.zeros(2, *size, spec.channels, dtype=STORED[spec.depth])
+            sample = torch.zeros(2, *size, spec.channels, dtype=getattr(torch, spec.depth))
             fixed = with_fixed_tables(graph, model.config.grid(*size))
             operate(fixed.model)
             graphs[size] = torch.export.export(fixed, (sample,), dynamic_shapes={"pixels": {0: batch}})

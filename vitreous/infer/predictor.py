@@ -1,10 +1,9 @@
-"""Predictor: a run directory and pictures to answers. evaluate: to metrics."""
+"""Predictor: a run directory, or an exported file, and pictures to answers."""
 
 import dataclasses
 import hashlib
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -18,17 +17,17 @@ import torch
 from torch import Tensor
 
 from vitreous import metrics
-from vitreous.calibration import Calibration, summarise
-from vitreous.data.doctor import digest
+from vitreous.calibration import Calibration
 from vitreous.data.preprocess import InputSpec
-from vitreous.data.sources import Source, open_pictures, open_source
-from vitreous.data.store import in_order, reader
+from vitreous.data.sources import Source, open_pictures
+from vitreous.data.store import reader
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.agreement import Bar
+from vitreous.infer.card import Seen
 from vitreous.infer.division import divided
 from vitreous.infer.engines import Engine, TorchEngine, candidates, describe
-from vitreous.infer.files import is_export, open_export
+from vitreous.infer.files import format_of, open_export
 from vitreous.infer.pipeline import Answered, outputs_in_order
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import VisionTransformer, count_macs
@@ -55,6 +54,7 @@ class AnswerConfig:
     # fp32, bf16 or int8. auto: the fastest whose answers to the run's validation pictures stay the same
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     # Tokens that are merged in every block (2210.09461): faster, at some cost in accuracy, which is measured and said
+    # when the engine is chosen
     merge: int = 0
     # Answer with the mean over the picture and its mirror image (flip), and over both moved a little (shift)
     views: Literal["one", "flip", "shift"] = "one"
@@ -65,8 +65,8 @@ class AnswerConfig:
 
     @property
     def asked(self) -> bool:
-        """Whether more was asked for than the fastest engine: then also few pictures are worth a measurement."""
-        return (self.engine, self.precision, self.merge) != ("auto", "auto", 0)
+        """Whether an engine or a precision was asked for: then also few pictures are worth a measurement."""
+        return (self.engine, self.precision) != ("auto", "auto")
 
 
 @dataclass(frozen=True)
@@ -113,13 +113,16 @@ class Predictor:
         run: RunDir | None = None,
         engine: Engine | None = None,
         columns: dict[str, Any] | None = None,
+        seen: Seen | None = None,
     ):
-        """Of a run directory, or with the `engine` of an exported file and the `columns` that its targets stood in."""
+        """Of a run directory, or with the `engine` of an exported file and the pictures that it has `seen`. `columns`
+        are those that the targets stood in.
+        """
         self.spec, self.task, self.calibration, self.options = spec, task, calibration, options
         self.world = current()
         self.device = self.world.use(choose_device(options.device))
         self.batch, self.threads = BATCH, choose_threads(None)
-        self._run, self._engine, self.columns = run, engine, columns or {}
+        self._run, self._engine, self._seen, self.columns = run, engine, seen, columns or {}
         self.converted: dict[str, Any] = {}  # graphs by format, while engines are made of them
         self.settled = engine is not None  # whether the engine is chosen for good
 
@@ -140,6 +143,11 @@ class Predictor:
         """Whether mirrored views make sense: the model was trained on such pictures, or elsewhere."""
         trained_here = (self.run.path / "plan.json").exists()
         return not trained_here or bool(self.run.parsed("plan.json", "", Plan.from_json).augmentation.flip)
+
+    @cached_property
+    def seen(self) -> Seen:
+        """The pictures of the run. Raises `InputError` where its split.csv cannot be read."""
+        return Seen.of(self.run.read_split()) if self._seen is None else self._seen
 
     @cached_property
     def origin(self) -> dict[str, Any]:
@@ -208,7 +216,8 @@ class Predictor:
                 self.world.agree(lambda: self.settle(say))  # measured once; the others find what was chosen
             self.settle(say)
         elif not self.settled and len(source) > self.batch:
-            say(f"engine: {describe(self.engine)}; where there is more to do, a faster one is looked for")
+            later = ", and what merging costs is measured" if self.options.merge else ""
+            say(f"engine: {describe(self.engine)}; where there is more to do, a faster one is looked for{later}")
         own = self._own_answers
         return own(source) if self.world.size == 1 else divided(own, source, self.task.outputs, self.batch, self.world)
 
@@ -303,7 +312,7 @@ def load(place: str | os.PathLike, options: AnswerConfig | None = None, **fields
     chosen = dataclasses.replace(options or AnswerConfig(), **fields)
     if chosen.views not in VIEWS:
         raise InputError(f"views is {chosen.views!r}: expected {', '.join(VIEWS)}")
-    if is_export(place):
+    if format_of(place):
         return _load_export(Path(place), chosen)
     candidates(choose_device(chosen.device), chosen.engine, chosen.precision)
     folder = RunDir.open(place)
@@ -334,118 +343,5 @@ def _load_export(path: Path, options: AnswerConfig) -> Predictor:
             f"{path} is computed by {engine.name} in {engine.precision}, on the CPU: other engines, precisions "
             "and devices, merging and data are for run directories"
         )
-    return Predictor(card.spec, card.task, card.calibration, options, engine=engine, columns=card.columns)
-
-
-def evaluate(
-    predictor: Predictor,
-    data: str | os.PathLike,
-    *,
-    target: Sequence[str] = (),
-    path_column: str | None = None,
-    split: str = "auto",
-    skip_bad: bool = False,
-    say: Callable[[str], None] = print,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> "Evaluation":
-    """Metrics on data with the targets of the run's task.
-
-    Pictures that the run was trained on, told by their content, are not scored: on data that overlaps the training
-    data the test pictures are, or where there are none the validation pictures. `split` ("train", "validation",
-    "test" or "all") asks for others; `target` and `path_column` are for a table whose columns have other names than the
-    run's. Raises `InputError` for targets that are not the task's, or bad pictures.
-    """
-    columns = predictor.columns
-    source = open_source(
-        data, target=target or tuple(columns["target"]), path_column=path_column or columns["path_column"]
-    )
-    if target:
-        source = source.renamed(predictor.task.columns)
-    source = source.only(predictor.world.agree(lambda: _scored(predictor, source, split, say)))
-    predictor.task.encode(source.columns, source.names)  # a fault in the targets shows before the work
-    chunks, faults = [], {}
-    for numbers, answers, more in predictor.answers(source, say):
-        chunks.append(answers)
-        faults |= more
-        progress(numbers[-1] + 1, len(source))
-    if faults and not skip_bad:
-        raise InputError.listing(
-            f"{len(faults):,} of {len(source):,} pictures cannot be used:",
-            list(faults.values()),
-            "mend or remove them, or leave them out with --skip-bad",
-        )
-    kept = [i for i in range(len(source)) if i not in faults]
-    if not kept:
-        raise InputError("no picture is left to score")
-    if faults:
-        say(str(InputError.listing(f"left out, {len(faults):,} pictures that cannot be used:", list(faults.values()))))
-    source, answers = source.only(kept), np.concatenate(chunks)[kept]
-    targets = predictor.task.encode(source.columns, source.names)
-    return Evaluation(predictor.task, summarise(predictor.task, answers, targets), answers, targets, source.names)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics ready for JSON, and what they were computed from: answers (n, outputs) and targets, a name a row."""
-
-    task: Task
-    summary: dict[str, Any]
-    answers: np.ndarray
-    targets: np.ndarray
-    names: tuple[str, ...]
-
-
-def _scored(predictor: Predictor, source: Source, split: str, say: Callable[[str], None]) -> list[int]:
-    """The numbers of the pictures to score, and a word about those that are not."""
-    if split not in ("auto", "train", "validation", "test", "all"):
-        raise InputError(f"--split {split}: expected auto, train, validation, test or all")
-    if split == "all":
-        return list(range(len(source)))
-    if predictor.exported:
-        if split != "auto":
-            raise InputError(f"--split {split}: an exported file does not know what it was trained on; leave it out")
-        say("note: an exported file does not know what it was trained on; all pictures are scored")
-        return list(range(len(source)))
-    known, digests = (
-        _known(predictor.run),
-        in_order(lambda i: _digest(source, i), range(len(source)), predictor.threads),
-    )
-    sides = [known.get(text, "new") for text in digests]
-    counts = Counter(sides)
-    if split != "auto":
-        chosen = {split}
-    elif not counts["train"]:
-        chosen = {"validation", "test", "new"}
-    else:
-        held_out = "test" if counts["test"] else "validation"
-        chosen = {held_out, "new"}
-        say(
-            f"{counts['train']:,} of these pictures were trained on and are not scored; scored: "
-            f"{counts[held_out]:,} held out for {held_out}"
-            + (f", {counts['new']:,} that the run has not seen" if counts["new"] else "")
-        )
-    if counts["validation"] and "validation" in chosen and split == "auto":
-        say(f"note: {counts['validation']:,} of them also served to calibrate the probabilities")
-    numbers = [i for i, side in enumerate(sides) if side in chosen]
-    if not numbers:
-        raise InputError(
-            f"nothing to score: of {len(source):,} pictures none is held out "
-            f"({', '.join(f'{n:,} {side}' for side, n in counts.items())}); --split all scores all"
-        )
-    return numbers
-
-
-def _known(run: RunDir) -> dict[str, str]:
-    """Digest -> split; what stands in several splits counts as trained on first, then as validation."""
-    rank = {"test": 0, "validation": 1, "train": 2}
-    known: dict[str, str] = {}
-    for row in sorted(run.read_split(), key=lambda row: rank[row.split]):
-        known[row.digest] = row.split
-    return known
-
-
-def _digest(source: Source, number: int) -> str:
-    try:
-        return source.known[number].digest if source.known else digest(source.read(number))
-    except InputError:
-        return ""  # named when it is decoded
+    parts = card.spec, card.task, card.calibration
+    return Predictor(*parts, options, engine=engine, columns=card.columns, seen=card.seen)

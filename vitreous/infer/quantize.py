@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.infer.engines import import_quietly, stored
+from vitreous.infer.engines import import_quietly
 
 PICTURES = 300  # to calibrate with
 SMOOTH = 0.95  # how far the spread of activations moves into the weights (SmoothQuant, 2211.10438); -1: not at all
@@ -21,7 +21,7 @@ def quantized(graph: Any, pixels: np.ndarray, smooth: bool) -> Any:
     nncf = import_quietly("nncf")
     nncf.set_log_level(logging.ERROR)
     alpha = nncf.AdvancedSmoothQuantParameters(matmul=SMOOTH if smooth else -1)
-    dataset = nncf.Dataset([stored(picture[None]) for picture in pixels], _feed(graph))
+    dataset = nncf.Dataset([{"pixels": picture[None]} for picture in pixels])
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         return nncf.quantize(
             graph,
@@ -30,10 +30,3 @@ def quantized(graph: Any, pixels: np.ndarray, smooth: bool) -> Any:
             model_type=nncf.ModelType.TRANSFORMER,
             advanced_parameters=nncf.AdvancedQuantizationParameters(smooth_quant_alphas=alpha),
         )
-
-
-def _feed(graph: Any) -> Any:
-    """What NNCF makes of a picture: an array for OpenVINO, a name and an array for ONNX."""
-    if hasattr(graph, "graph"):  # an ONNX model
-        return lambda picture: {"pixels": picture}
-    return lambda picture: picture

@@ -20,10 +20,10 @@ import numpy as np
 from vitreous.data.workers import DECODERS
 from vitreous.errors import InputError
 from vitreous.infer.predictor import Predictor
+from vitreous.serve.forms import Upload
 from vitreous.serve.metrics import Metrics
 from vitreous.serve.replies import Refused
 from vitreous.serve.settings import Settings
-from vitreous.serve.uploads import Upload
 
 WINDOW = 10.0  # seconds over which the rate is measured that tells when to try again
 FULL_ENOUGH = 0.7  # share of a batch that is compiled for, from which on the rest of it may go empty

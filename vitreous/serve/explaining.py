@@ -20,9 +20,9 @@ from vitreous.insight.explain import LINES, SHOWN, Explanation, beside_chance, e
 from vitreous.insight.page import png_uri
 from vitreous.insight.report.mistakes import map_pixels
 from vitreous.serve.batching import stand_back
+from vitreous.serve.forms import Upload
 from vitreous.serve.replies import Refused, as_reply
 from vitreous.serve.settings import Settings
-from vitreous.serve.uploads import Upload
 from vitreous.training.figures import as_shown, visible_range
 
 METHOD = "integrated_tokens"  # a good one that takes seconds where the best takes a minute

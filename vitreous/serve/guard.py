@@ -34,6 +34,8 @@ class Guard:
         """Answers one request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        if scope["method"] == "HEAD":  # as GET: the body is left out by uvicorn, whose own scope stays
+            scope = {**scope, "method": "GET"}
         start, status = time.perf_counter(), 500
 
         async def sent(message: Message) -> None:

@@ -18,6 +18,7 @@ from vitreous.serve.batching import Batcher
 from vitreous.serve.connection import limited
 from vitreous.serve.explaining import Explainer
 from vitreous.serve.metrics import Metrics
+from vitreous.serve.routes import routes
 from vitreous.serve.settings import Settings, address_of, bind
 
 KEEP_ALIVE = 15  # seconds that a connection may be silent between two requests
@@ -77,7 +78,8 @@ class Service:
         def ready() -> bool:
             return batcher.alive and not self.server.should_exit
 
-        self.opening.app = create_app(predictor, batcher, self.explainer, metrics, self.settings, ready)
+        answering = routes(predictor, batcher, self.explainer, metrics, self.settings, ready)
+        self.opening.app = create_app(answering, self.settings, metrics)
         self.started(
             {
                 "address": address_of(self.listening, self.settings.host),

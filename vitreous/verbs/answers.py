@@ -39,7 +39,8 @@ def evaluate(
         skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
     """
     from vitreous.calibration import headline
-    from vitreous.infer.predictor import evaluate, load
+    from vitreous.infer.evaluation import evaluate
+    from vitreous.infer.predictor import load
     from vitreous.training.distributed import current
 
     journal = current().journal(Journal(stderr=json))

@@ -20,7 +20,8 @@ from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import SPLITS
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
-from vitreous.infer.predictor import Evaluation, Predictor, evaluate, load
+from vitreous.infer.evaluation import Evaluation, evaluate
+from vitreous.infer.predictor import Predictor, load
 from vitreous.insight.report.pieces import Bounds
 from vitreous.rundir import RunDir, SplitRow
 from vitreous.training.journal import read_rows

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from vitreous.infer.predictor import Evaluation
+from vitreous.infer.evaluation import Evaluation
 from vitreous.insight.attribution import Attribution
 from vitreous.insight.figures import draw_scores_by_depth, to_svg
 from vitreous.insight.measures import scores_by_depth

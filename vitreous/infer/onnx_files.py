@@ -1,0 +1,194 @@
+"""ONNX files: one model with `pixels` in, `outputs` and `answers` out; the card is JSON in its metadata, "vitreous".
+
+Where there are several sizes of pictures it branches by size; weights that the branches share are there once.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+
+from vitreous.data.preprocess import Size
+from vitreous.errors import InputError
+from vitreous.files import write_whole
+from vitreous.infer.card import Card
+from vitreous.infer.engines import ONNXEngine, import_quietly
+from vitreous.infer.foreign import check_onnx, unreadable
+from vitreous.infer.graph import quiet
+from vitreous.strict import open_regular
+
+EXPECTED = "expected_pixels_of_"  # the name of the node that fails where they are of no such size, and then these
+LARGEST = 2 << 30  # bytes of an ONNX file: protobuf's own limit
+OPSET = 20  # of ONNX: the first whose Gelu is an operator
+
+
+def to_onnx(program: ExportedProgram) -> Any:
+    """A graph as an ONNX model. Raises `InputError` where onnx and onnxscript are not installed."""
+    import_quietly("onnxscript")
+    names = {"input_names": ["pixels"], "output_names": ["outputs", "answers"]}
+    # Not optimised: ONNX Runtime does that, and onnxscript changed what token performers compute.
+    options = {"dynamo": True, "opset_version": OPSET, "external_data": False, "optimize": False, "verbose": False}
+    with quiet():
+        made = torch.onnx.export(program, **names, **options)
+    assert made is not None
+    return _tidied(made.model_proto)
+
+
+def _tidied(model: Any) -> Any:
+    """An ONNX model with its constants worked out, by ONNX Runtime's basic passes."""
+    onnx, onnxruntime = import_quietly("onnx"), import_quietly("onnxruntime")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        options.optimized_model_filepath, options.log_severity_level = str(path), 3
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        model = onnx.load(path)
+    # What the passes leave, and NNCF stumbles over: casts of numbers that are known, and zeros worked out for the bias
+    # of convolutions that have none.
+    known = {weight.name: onnx.numpy_helper.to_array(weight) for weight in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in known]:
+        [kind] = [attribute.i for attribute in node.attribute if attribute.name == "to"]
+        numbers = known[node.input[0]].astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(numbers, node.output[0]))
+        known[node.output[0]] = numbers
+        model.graph.node.remove(node)
+    spread = [node for node in model.graph.node if node.op_type == "Expand" and node.input[0] in known]
+    zeros = {node.output[0] for node in spread if not known[node.input[0]].any()}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3 and node.input[2] in zeros:
+            del node.input[2]
+    used = {name for node in model.graph.node for name in node.input}
+    for weight in [weight for weight in model.graph.initializer if weight.name not in used]:
+        model.graph.initializer.remove(weight)
+    return model
+
+
+def write_onnx(path: Path, models: Mapping[Size, Any], card: Card) -> None:
+    """Writes ONNX models, a size each, and the card, as one file. Raises `InputError` beyond what ONNX can hold."""
+    onnx = import_quietly("onnx")
+    model = next(iter(models.values())) if len(models) == 1 else branching(models, card)
+    if card.precision == "bf16":
+        store_as_bf16(model)
+    if len(models) == 1:
+        for port in (*model.graph.input, *model.graph.output):
+            port.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del model.metadata_props[:]
+    classes = json.dumps(list(card.task.names), ensure_ascii=False)
+    onnx.helper.set_model_props(model, {"vitreous": card.to_json(), "names": classes})
+    if model.ByteSize() >= LARGEST:
+        raise InputError(
+            f"{path}: {model.ByteSize() / 2**30:.1f} GiB, and ONNX holds 2 in one file; use --format openvino"
+        )
+    write_whole(path, lambda temporary: temporary.write_bytes(model.SerializeToString()))
+
+
+def branching(models: Mapping[Size, Any], card: Card) -> Any:
+    """One ONNX model that takes pictures of several sizes, and computes what that of their size computes."""
+    onnx = import_quietly("onnx")
+    helper = onnx.helper
+    shared: dict[bytes, str] = {}
+    initializers, inner = [], None
+    sizes = list(models)
+    listed, one = "_or_".join(f"{h}x{w}" for h, w in sizes), helper.make_tensor("one", onnx.TensorProto.INT64, [], [1])
+    for number, size in reversed(list(enumerate(sizes))):
+        graph = onnx.compose.add_prefix_graph(models[size].graph, f"g{number}/")
+        renamed = {}
+        for weight in graph.initializer:
+            name, weight.name = weight.name, ""
+            key = hashlib.blake2b(weight.SerializeToString()).digest()
+            if key not in shared:
+                shared[key] = f"w{len(shared)}"
+                weight.name = shared[key]
+                initializers.append(weight)
+            renamed[name] = shared[key]
+        for node in graph.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+        shape = helper.make_tensor(f"g{number}/shape", onnx.TensorProto.INT64, [1, 4], [0, *size, card.spec.channels])
+        wanted = helper.make_tensor(f"is{number}/size", onnx.TensorProto.INT64, [2], list(size))
+        told = [
+            helper.make_node("Shape", ["pixels"], [f"is{number}/shape"], start=1, end=3),
+            helper.make_node("Equal", [f"is{number}/shape", wanted.name], [f"is{number}/equal"]),
+            helper.make_node("Cast", [f"is{number}/equal"], [f"is{number}/whole"], to=onnx.TensorProto.INT64),
+            helper.make_node("ReduceMin", [f"is{number}/whole"], [f"is{number}/least"], keepdims=0),
+        ]
+        # ONNX cannot refuse: of another size, this asks for a row that is not there, and its name says what was due.
+        row = [
+            helper.make_node("Sub", [one.name, f"is{number}/least"], [f"g{number}/row"]),
+            helper.make_node("Gather", [shape.name, f"g{number}/row"], [f"g{number}/known"], name=EXPECTED + listed),
+            helper.make_node("Reshape", ["pixels", f"g{number}/known"], [f"g{number}/pixels"]),
+        ]
+        if inner is None:  # the last: what is of no other size
+            inner = helper.make_graph(
+                [*told, *row, *graph.node], f"g{number}", [], list(graph.output), [shape, wanted, one]
+            )
+            continue
+        cast = [helper.make_node("Squeeze", [shape.name], [f"g{number}/known"]), row[-1]]
+        branch = helper.make_graph([*cast, *graph.node], f"g{number}", [], list(graph.output), [shape])
+        nodes = [
+            *told,
+            helper.make_node("Cast", [f"is{number}/least"], [f"is{number}/yes"], to=onnx.TensorProto.BOOL),
+        ]
+        names = ("outputs", "answers") if number == 0 else (f"if{number}/outputs", f"if{number}/answers")
+        choice = helper.make_node("If", [f"is{number}/yes"], names, then_branch=branch, else_branch=inner)
+        outputs = [_tensor(name, ["batch", card.task.outputs]) for name in names]
+        inner = helper.make_graph([*nodes, choice], f"if{number}", [], outputs, [wanted])
+    assert inner is not None
+    kind = models[sizes[0]].graph.input[0].type.tensor_type.elem_type
+    pixels = helper.make_tensor_value_info("pixels", kind, ["batch", "height", "width", card.spec.channels])
+    graph = helper.make_graph(
+        list(inner.node), "vitreous", [pixels], list(inner.output), [*inner.initializer, *initializers]
+    )
+    first = models[sizes[0]]
+    return helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
+
+
+def store_as_bf16(model: Any) -> None:
+    """Halves the size of an ONNX model: its matrices are kept in bf16, and cast to fp32 as they are read.
+
+    ONNX Runtime computes in fp32 on a CPU: what it gives is what bf16 weights give.
+    """
+    onnx = import_quietly("onnx")
+    kept, casts = [], []
+    for weight in model.graph.initializer:
+        if weight.data_type != onnx.TensorProto.FLOAT or len(weight.dims) < 2:
+            kept.append(weight)
+            continue
+        numbers = onnx.numpy_helper.to_array(weight)
+        name = f"{weight.name}/bf16"
+        raw = torch.from_numpy(numbers.copy()).bfloat16().view(torch.int16).numpy().tobytes()
+        kept.append(onnx.helper.make_tensor(name, onnx.TensorProto.BFLOAT16, weight.dims, raw, raw=True))
+        casts.append(onnx.helper.make_node("Cast", [name], [weight.name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.initializer.extend(kept)
+    model.graph.node.extend(nodes)
+
+
+def _tensor(name: str, shape: list[Any]) -> Any:
+    onnx = import_quietly("onnx")
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+
+def open_onnx(path: Path, threads: int) -> tuple[Card, ONNXEngine]:
+    """The card of a file, and the engine that runs it. Raises `InputError` for any other file."""
+    import_quietly("onnxruntime")
+    with open_regular(path) as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise InputError(f"{path} is larger than ONNX allows: expected a file that `vitreous export` made")
+    text = check_onnx(content, path)
+    card = Card.from_json(text, path)
+    try:
+        engine = ONNXEngine(content, threads)
+        shapes = [node.shape for node in (*engine.session.get_inputs(), *engine.session.get_outputs())]
+    except Exception as fault:  # ONNX Runtime's own kinds share no other class
+        raise unreadable(path, "ONNX Runtime", fault) from None
+    card.check([shape[-1] for shape in shapes if shape], path)
+    engine.precision = card.precision
+    return card, engine
