@@ -44,11 +44,8 @@ def run(options: argparse.Namespace) -> bool:
             finish(start(runs.log, "train", "--resume", path), runs.log)
             well = well and runs.same(kind, path) and not list(path.rglob("*.tmp"))
             held, slowest, sent = held and well, max(slowest, taken), sent + 1
-            name = f"{which.name}{' twice' if twice else ''}"
-            print(
-                f"{'equal' if well else 'NOT HELD':<11}{kind!s:<30}{name:<13} exit {code} in {taken:.1f} s, step {step}",
-                flush=True,
-            )
+            name, outcome = f"{which.name}{' twice' if twice else ''}", "equal" if well else "NOT HELD"
+            print(f"{outcome:<11}{kind!s:<30}{name:<13} exit {code} in {taken:.1f} s, step {step}", flush=True)
         shutil.rmtree(path)
     print(f"{sent} signals of {options.count}; the slowest left in {slowest:.1f} s")
     return held and sent == options.count
