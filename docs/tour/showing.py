@@ -1,0 +1,197 @@
+"""What the pages of the documentation show things with: figures in light and dark, animations, source code, commands.
+
+from showing import QUICK, animate, colour, show, source
+"""
+
+import base64
+import html
+import inspect
+import io
+import json
+import os
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib
+from IPython.display import HTML, Markdown, display
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vitreous.training.figures import STYLE
+
+QUICK = os.environ.get("VITREOUS_DOCS_QUICK") == "1"  # small sizes: is everything there, and does it run?
+
+COLOURS = {  # name: (light, dark); those of the project's own pages
+    "paper": ("#fcfcfa", "#131518"),
+    "raised": ("#ffffff", "#1b1e22"),
+    "ink": ("#1b1e23", "#eceef0"),
+    "muted": ("#5b636d", "#9da5af"),
+    "line": ("#e4e4de", "#2b2f35"),
+    "grey": ("#8b919a", "#6c747e"),
+    "blue": ("#0068a6", "#5fb2e6"),
+    "orange": ("#c45000", "#f08c42"),
+    "green": ("#00795a", "#3fbf97"),
+    "purple": ("#a24d82", "#dd93c0"),
+}
+SERIES = ("blue", "orange", "green", "purple", "grey")
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
+_theme = 0  # 0 while a figure is drawn for a light page, 1 for a dark one
+
+
+def colour(name: str) -> str:
+    """A colour of `COLOURS` as the page has it that is being drawn for; to be called inside a `draw`."""
+    return COLOURS[name][_theme]
+
+
+def show(
+    draw: Callable[[Figure], Any], caption: str, size: tuple[float, float] = (8, 4), layout: str | None = "constrained"
+) -> None:
+    """Shows what `draw` draws on a matplotlib Figure of `size` inches, and a sentence under it that says what it is.
+
+    `draw` is called for a light page and for a dark one: text, axes and lines are coloured already, `colour` gives
+    others, and the ground is clear. On a phone 7 inches are as wide as the screen. `layout` is matplotlib's, None for axes that are placed by hand.
+    """
+    drawn = _drawn(lambda figure, _: draw(figure), [None], size, layout)
+    images = [_image(_svg(figure), caption, theme, round(96 * size[0])) for theme, figure in drawn]
+    _display(images, caption)
+
+
+def animate(
+    draw: Callable[[Figure, Any], Any],
+    frames: int | Sequence[Any],
+    caption: str,
+    size: tuple[float, float] = (8, 4),
+    rate: float = 8,
+    layout: str | None = None,
+) -> None:
+    """As `show`, with a player: `draw(figure, frame)` draws each of the frames, of which `rate` pass in a second.
+
+    Drawing takes a fifth of a second a frame and theme; the quick build leaves nine frames of ten out.
+    """
+    frames = list(range(frames) if isinstance(frames, int) else frames)[:: 10 if QUICK else 1]
+    pictures: dict[str, list[str]] = {"light": [], "dark": []}
+    for theme, figure in _drawn(draw, frames, size, layout):
+        pictures[theme].append(_png(figure))
+    images = [_image(pictures[theme][0], caption, theme, round(96 * size[0])) for theme in pictures]
+    numbers = json.dumps({"rate": rate, "pictures": pictures})
+    last = len(frames) - 1
+    controls = (
+        '<div class="controls"><button type="button">Play</button>'
+        f'<input type="range" min="0" max="{last}" value="0" aria-label="frame"><output>1 / {last + 1}</output></div>'
+        f"<script>({PLAYER})(document.currentScript.closest('figure'), {numbers})</script>"
+    )
+    _display(images, caption, controls)
+
+
+PLAYER = """(figure, {rate, pictures}) => {
+  const [button, slider, said] = figure.querySelectorAll("button, input, output");
+  let timer = null;
+  const go = (frame) => {
+    slider.value = frame;
+    for (const theme in pictures)
+      figure.querySelector(".only-" + theme).src = pictures[theme][frame];
+    said.value = `${frame + 1} / ${pictures.light.length}`;
+  };
+  const stop = () => { clearInterval(timer); timer = null; button.textContent = "Play"; };
+  const step = () => (+slider.value < +slider.max ? go(+slider.value + 1) : stop());
+  button.onclick = () => {
+    if (timer) return stop();
+    if (slider.value === slider.max) go(0);
+    timer = setInterval(step, 1000 / rate);
+    button.textContent = "Pause";
+  };
+  slider.oninput = () => { stop(); go(+slider.value); };
+  go(0);
+}"""
+
+
+def source(thing: Any, first: str | None = None, last: str | None = None) -> None:
+    """Shows the source code of a class, function, method or module of the package.
+
+    Of a part of it, from the first line that holds the words `first` up to the next that holds `last`.
+    """
+    lines, start = inspect.getsourcelines(thing)
+    begin = _line(lines, first, 0) if first else 0
+    end = _line(lines, last, begin) if last else len(lines) - 1
+    code = textwrap.dedent("".join(lines[begin : end + 1])).rstrip()
+    module = inspect.getmodule(thing)
+    file = module.__name__.replace(".", "/") + ".py" if module else ""
+    display(Markdown(f"`{file}`, from line {max(start, 1) + begin}:\n\n```python\n{code}\n```\n"))
+
+
+def _line(lines: Sequence[str], words: str, begin: int) -> int:
+    for number in range(begin, len(lines)):
+        if words in lines[number]:
+            return number
+    raise ValueError(f"no line of the source holds {words!r}: what a page shows has moved")
+
+
+def _drawn(draw: Callable[[Figure, Any], Any], frames: Sequence[Any], size: tuple[float, float], layout: str | None):
+    """(theme, figure) of each frame, for a light page and then a dark one."""
+    global _theme
+    for _theme, theme in enumerate(("light", "dark")):
+        with matplotlib.rc_context(_style()):
+            for frame in frames:
+                figure = Figure(size, layout=layout)
+                draw(figure, frame)
+                yield theme, figure
+    _theme = 0
+
+
+def _style() -> dict[str, Any]:
+    ink, muted, grey, line = map(colour, ("ink", "muted", "grey", "line"))
+    return STYLE | {
+        "text.parse_math": True,
+        "font.size": 11,
+        "axes.titlesize": 12,
+        "axes.grid": False,
+        "image.interpolation": "nearest",
+        "text.color": ink,
+        "axes.titlecolor": ink,
+        "axes.labelcolor": muted,
+        "axes.edgecolor": grey,
+        "grid.color": line,
+        "xtick.color": grey,
+        "ytick.color": grey,
+        "xtick.labelcolor": muted,
+        "ytick.labelcolor": muted,
+        "legend.labelcolor": muted,
+        "hatch.color": grey,
+        "patch.edgecolor": ink,
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+        "axes.prop_cycle": matplotlib.cycler(color=[colour(name) for name in SERIES]),
+        "svg.fonttype": "none",
+        "svg.hashsalt": "vitreous",
+    }
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    # Text was laid out in the widths of DejaVu, which the fonts of most systems do not reach.
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", FONTS, file.getvalue())
+    return _url("svg+xml", text.encode())
+
+
+def _png(figure: Figure) -> str:
+    file, smaller = io.BytesIO(), io.BytesIO()
+    figure.savefig(file, format="png", dpi=130)
+    Image.open(file).quantize(128, method=Image.Quantize.FASTOCTREE).save(smaller, format="png")
+    return _url("png", smaller.getvalue())
+
+
+def _url(kind: str, data: bytes) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _image(url: str, caption: str, theme: str, width: int) -> str:
+    words = html.escape(caption.replace("`", ""))
+    return f'<img class="only-{theme}" alt="{words}" src="{url}" style="width: {width}px">'
+
+
+def _display(images: Sequence[str], caption: str, more: str = "") -> None:
+    said = re.sub(r"`(.+?)`", r"<code>\1</code>", html.escape(caption, quote=False))
+    display(HTML(f'<figure class="shown">{"".join(images)}{more}<figcaption>{said}</figcaption></figure>'))
