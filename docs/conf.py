@@ -66,4 +66,5 @@ html_theme_options = {
         "color-foreground-primary": "#eceef0",
     },
 }
-copybutton_prompt_text = "$ "
+copybutton_prompt_text = "$ "  # of a terminal the commands alone are copied
+copybutton_copy_empty_lines = False

@@ -1,8 +1,10 @@
 """What the pages of the documentation show things with: figures in light and dark, animations, source code, commands.
 
-from showing import QUICK, animate, colour, show, source
+from showing import QUICK, animate, colour, show, source    # for the tour
+from showing import embed, run, scratch, serving    # for the how-tos
 """
 
+import atexit
 import base64
 import html
 import inspect
@@ -10,15 +12,24 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
 
 import matplotlib
+from cycler import cycler
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vitreous.cli import main
 from vitreous.training.figures import STYLE
 
 QUICK = os.environ.get("VITREOUS_DOCS_QUICK") == "1"  # small sizes: is everything there, and does it run?
@@ -35,6 +46,8 @@ COLOURS = {  # name: (light, dark); those of the project's own pages
     "green": ("#00795a", "#3fbf97"),
     "purple": ("#a24d82", "#dd93c0"),
 }
+Layout = Literal["constrained", "compressed", "tight"] | None
+PATIENCE = 240  # seconds that a command may take
 SERIES = ("blue", "orange", "green", "purple", "grey")
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Helvetica Neue', Arial, 'DejaVu Sans', sans-serif"
 _theme = 0  # 0 while a figure is drawn for a light page, 1 for a dark one
@@ -46,12 +59,13 @@ def colour(name: str) -> str:
 
 
 def show(
-    draw: Callable[[Figure], Any], caption: str, size: tuple[float, float] = (8, 4), layout: str | None = "constrained"
+    draw: Callable[[Figure], Any], caption: str, size: tuple[float, float] = (8, 4), layout: Layout = "constrained"
 ) -> None:
     """Shows what `draw` draws on a matplotlib Figure of `size` inches, and a sentence under it that says what it is.
 
     `draw` is called for a light page and for a dark one: text, axes and lines are coloured already, `colour` gives
-    others, and the ground is clear. On a phone 7 inches are as wide as the screen. `layout` is matplotlib's, None for axes that are placed by hand.
+    others, and the ground is clear. A phone shows 7 inches half as large. `layout` is matplotlib's, None for axes that
+    are placed by hand.
     """
     drawn = _drawn(lambda figure, _: draw(figure), [None], size, layout)
     images = [_image(_svg(figure), caption, theme, round(96 * size[0])) for theme, figure in drawn]
@@ -64,7 +78,7 @@ def animate(
     caption: str,
     size: tuple[float, float] = (8, 4),
     rate: float = 8,
-    layout: str | None = None,
+    layout: Layout = None,
 ) -> None:
     """As `show`, with a player: `draw(figure, frame)` draws each of the frames, of which `rate` pass in a second.
 
@@ -121,6 +135,94 @@ def source(thing: Any, first: str | None = None, last: str | None = None) -> Non
     display(Markdown(f"`{file}`, from line {max(start, 1) + begin}:\n\n```python\n{code}\n```\n"))
 
 
+def scratch() -> Path:
+    """Makes an empty folder, in which the commands and the code of a page run from here on; it goes when they end."""
+    folder = Path(tempfile.mkdtemp(prefix="vitreous-docs-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["VITREOUS_CACHE"] = str(folder / ".cache" / "vitreous")
+    os.chdir(folder)
+    return folder
+
+
+def run(command: str, code: int = 0, most: int = 30) -> None:
+    """Runs a command in the folder of `scratch`, and shows it with what it said, of which `most` lines.
+
+    `vitreous …` runs in this process, for speed; the quick build trains a tiny model for one epoch, on one thread.
+
+    Raises:
+        RuntimeError: it ended with another exit code than `code`.
+    """
+    words = shlex.split(command)
+    if words[0] == "vitreous":
+        said = io.StringIO()
+        with redirect_stdout(said), redirect_stderr(said):
+            try:
+                ended = main(_quick(words[1:]) if QUICK else words[1:])
+            except SystemExit as end:  # of --help
+                ended = end.code
+        text = said.getvalue()
+    else:
+        done = subprocess.run(
+            ["bash", "-c", _bare(command)], capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        ended, text = done.returncode, done.stdout + done.stderr
+    if ended != code:
+        raise RuntimeError(f"{command}\nended with exit code {ended}; expected {code}:\n{text}")
+    _terminal(command, text, most)
+
+
+@contextmanager
+def serving(command: str) -> Iterator[None]:
+    """Runs a command that serves, until the block ends; shows it with the line by which it said that it is ready."""
+    words = [sys.executable, "-m", *shlex.split(command)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            lines = []
+            for line in process.stdout or ():
+                lines.append(line)
+                if line.startswith("http"):
+                    break
+            else:
+                raise RuntimeError(f"{command}\nended, and said:\n{''.join(lines)}")
+            _terminal(command, "".join(lines), 30)
+            yield
+        finally:
+            process.terminate()
+
+
+def embed(page: str | Path, caption: str, height: int = 900) -> None:
+    """Shows a page that stands alone, in a frame of so many pixels, and a sentence under it."""
+    inner = html.escape(Path(page).read_text("utf-8"))
+    frame = f'<iframe srcdoc="{inner}" title="{html.escape(caption)}" loading="lazy" style="height: {height}px"></iframe>'
+    _display([frame], caption)
+
+
+def _quick(words: list[str]) -> list[str]:
+    """The same with a training of one epoch, of a tiny model and on one thread."""
+    if words[0] != "train" or "--resume" in words:
+        return words
+    small = {"--epochs": "1", "--threads": "1"}
+    if "--init" not in words:
+        small |= {"--model": "vit_xxs_4", "--size": "16x24"}
+    kept = list(words)
+    for option in {"--minutes", *small} & {*kept}:
+        del kept[kept.index(option) : kept.index(option) + 2]
+    return [*kept, *(word for pair in small.items() for word in pair)]
+
+
+def _bare(command: str) -> str:
+    """The command with this interpreter's own programs, whatever is on PATH."""
+    return f'export PATH="{Path(sys.executable).parent}:$PATH"; {command}'
+
+
+def _terminal(command: str, said: str, most: int) -> None:
+    lines = said.replace(f"{Path.cwd()}/", "~/").rstrip().splitlines()
+    if len(lines) > most:
+        lines[most // 2 : -(most // 2)] = ["…"]
+    text = "\n".join([f"$ {command}", *lines])
+    display(Markdown(f"```console\n{text}\n```\n"))
+
+
 def _line(lines: Sequence[str], words: str, begin: int) -> int:
     for number in range(begin, len(lines)):
         if words in lines[number]:
@@ -128,7 +230,7 @@ def _line(lines: Sequence[str], words: str, begin: int) -> int:
     raise ValueError(f"no line of the source holds {words!r}: what a page shows has moved")
 
 
-def _drawn(draw: Callable[[Figure, Any], Any], frames: Sequence[Any], size: tuple[float, float], layout: str | None):
+def _drawn(draw: Callable[[Figure, Any], Any], frames: Sequence[Any], size: tuple[float, float], layout: Layout):
     """(theme, figure) of each frame, for a light page and then a dark one."""
     global _theme
     for _theme, theme in enumerate(("light", "dark")):
@@ -140,7 +242,7 @@ def _drawn(draw: Callable[[Figure, Any], Any], frames: Sequence[Any], size: tupl
     _theme = 0
 
 
-def _style() -> dict[str, Any]:
+def _style() -> dict[Any, Any]:
     ink, muted, grey, line = map(colour, ("ink", "muted", "grey", "line"))
     return STYLE | {
         "text.parse_math": True,
@@ -162,7 +264,7 @@ def _style() -> dict[str, Any]:
         "patch.edgecolor": ink,
         "figure.facecolor": "none",
         "savefig.facecolor": "none",
-        "axes.prop_cycle": matplotlib.cycler(color=[colour(name) for name in SERIES]),
+        "axes.prop_cycle": cycler(color=[colour(name) for name in SERIES]),
         "svg.fonttype": "none",
         "svg.hashsalt": "vitreous",
     }
