@@ -63,8 +63,10 @@ test: $(INSTALLED)  ## the tests, in two processes of one thread each
 	@sh -c "$$GET_BROWSER"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-docs: $(INSTALLED)  ## the documentation, into docs/_build/html: its notebooks run where they have changed
+docs: $(INSTALLED)  ## the documentation, into docs/_build/html, and looked at in a browser
+	@sh -c "$$GET_BROWSER"
 	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -W --keep-going -j 2 docs docs/_build/html
+	VITREOUS_DOCS=docs/_build/html $(BIN)/pytest tests/test_docs.py
 
 lint: $(INSTALLED)  ## ruff, pyright and the import contract
 	$(BIN)/ruff check .

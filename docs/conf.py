@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import re
 import tomllib
 from pathlib import Path
+
+from sphinx.application import Sphinx
 
 HERE = Path(__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
@@ -23,7 +26,7 @@ project = "Vitreous"
 author = "the authors of Vitreous"
 copyright = author
 version = release = PROJECT["version"]
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_copybutton", "sphinx_design"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "sphinx_design"]
 exclude_patterns = ["_build"]
 root_doc = "index"
 suppress_warnings = ["mystnb.unknown_mime_type"]
@@ -68,3 +71,15 @@ html_theme_options = {
 }
 copybutton_prompt_text = "$ "  # of a terminal the commands alone are copied
 copybutton_copy_empty_lines = False
+
+
+def setup(app: Sphinx) -> None:
+    """Docstrings are plain text: `|x|` and `*args` in them are what they look like."""
+    app.connect("autodoc-process-docstring", _plain, priority=100)  # before napoleon reads Raises and Args
+
+
+def _plain(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    for number, line in enumerate(lines):
+        parts = line.split("`")
+        parts[::2] = [re.sub(r"([|*])", r"\\\1", words) for words in parts[::2]]
+        lines[number] = "`".join(parts)

@@ -193,7 +193,9 @@ def serving(command: str) -> Iterator[None]:
 def embed(page: str | Path, caption: str, height: int = 900) -> None:
     """Shows a page that stands alone, in a frame of so many pixels, and a sentence under it."""
     inner = html.escape(Path(page).read_text("utf-8"))
-    frame = f'<iframe srcdoc="{inner}" title="{html.escape(caption)}" loading="lazy" style="height: {height}px"></iframe>'
+    frame = (
+        f'<iframe srcdoc="{inner}" title="{html.escape(caption)}" loading="lazy" style="height: {height}px"></iframe>'
+    )
     _display([frame], caption)
 
 
