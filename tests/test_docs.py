@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
@@ -44,7 +45,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pages(site: Path) -> list[Path]:
     found = sorted(site.rglob("*.html"))
-    assert {"index.html", "design.html"} <= {path.name for path in found}
+    assert {"index.html", "design.html"} <= {path.name for path in found}, f"{site} is no documentation"
     return found
 
 
@@ -59,7 +60,7 @@ def phone(browser: Browser) -> Iterator[Page]:
 def test_pages_have_no_error_nor_broken_picture_and_fit_on_a_phone(pages: list[Path], phone: Page):
     faults: list[str] = []
     phone.on("pageerror", lambda fault: faults.append(f"{phone.url}: {fault}"))
-    phone.on("console", lambda said: said.type == "error" and faults.append(f"{phone.url}: {said.text}"))
+    phone.on("console", lambda said: faults.extend([f"{phone.url}: {said.text}"] * (said.type == "error")))
     phone.on("requestfailed", lambda request: faults.append(f"{phone.url}: {request.url} could not be had"))
     for path in pages:
         phone.goto(path.as_uri(), wait_until="load")
@@ -95,15 +96,16 @@ def test_every_link_within_the_site_leads_somewhere(site: Path, pages: list[Path
 
 @needs_browser
 def test_a_figure_is_that_of_the_theme_and_has_words(pages: list[Path], browser: Browser):
-    for theme, other in (("light", "dark"), ("dark", "light")):
+    themes: tuple[tuple[Literal["light", "dark"], str], ...] = (("light", "dark"), ("dark", "light"))
+    for theme, other in themes:
         context = browser.new_context(color_scheme=theme, offline=True)
         page = context.new_page()
         for path in pages:
             page.goto(path.as_uri(), wait_until="load")
-            hidden = f"all => all.filter(i => i.checkVisibility()).length"
-            assert page.eval_on_selector_all(f"figure.shown img.only-{other}", hidden) == 0, path
+            seen = "all => all.filter(i => i.checkVisibility()).length"
+            assert page.eval_on_selector_all(f"figure.shown img.only-{other}", seen) == 0, path
             shown = page.locator(f"figure.shown img.only-{theme}").count()
-            assert page.eval_on_selector_all(f"figure.shown img.only-{theme}", hidden) == shown, path
+            assert page.eval_on_selector_all(f"figure.shown img.only-{theme}", seen) == shown, path
             assert page.locator("figure.shown").count() == page.locator("figure.shown > figcaption").count(), path
             assert page.locator("img:not([alt]), figure.shown img[alt='']").count() == 0, path
         context.close()
