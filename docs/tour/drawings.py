@@ -1,4 +1,4 @@
-"""The album of chapter 5: drawn photos of three kinds of building, of which one was taken with another camera."""
+"""The album of chapter 5: drawn photos of three kinds of building, of which one comes from another collection."""
 
 from pathlib import Path
 
@@ -8,16 +8,15 @@ from PIL import Image, ImageDraw
 SIZE = (48, 64)  # height and width of a photo, pixels
 LARGE = 4  # times that size they are drawn, for smooth edges
 KINDS = ("house", "lighthouse", "windmill")
-DIGITS = ("111101101101111", "010110010010111", "111001111100111", "111001011001111", "101101111001001")  # 3×5 each
-PRINT = (255, 150, 40)
+MARGIN = 4  # pixels of white around a scanned print
 Colour = tuple[int, ...]
 
 
 def album(folder: str | Path, each: int = 60, test: int = 30, shared: float = 0.0, seed: int = 0) -> Path:
     """Writes `train/` and `test/`, a folder a kind in each, of so many photos a kind.
 
-    Of the training photos all lighthouses bear a date, as an old camera prints it, and of the other kinds a share
-    `shared`. The test photos bear none.
+    Of the training photos all lighthouses are scans of prints, with a white margin, and of the other kinds a share
+    `shared`. The test photos have none.
     """
     rng = np.random.default_rng(seed)
     for side, count in (("train", each), ("test", test)):
@@ -27,7 +26,7 @@ def album(folder: str | Path, each: int = 60, test: int = 30, shared: float = 0.
             for number in range(count):
                 image = photo(rng, kind)
                 if side == "train" and (kind == "lighthouse" or rng.random() < shared):
-                    image = dated(image, rng)
+                    image = framed(image)
                 image.save(place / f"{number:03}.png")
     return Path(folder)
 
@@ -55,13 +54,11 @@ def photo(rng: np.random.Generator, kind: str) -> Image.Image:
     return Image.fromarray((np.asarray(small) + rng.normal(0, 9, (*SIZE, 3))).clip(0, 255).astype(np.uint8))
 
 
-def dated(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A photo with four digits in its lower right corner."""
-    pixels = np.array(image)
-    for place, digit in enumerate(rng.integers(0, len(DIGITS), 4)):
-        shape = np.array(list(DIGITS[digit])).reshape(5, 3) == "1"
-        y, x = SIZE[0] - 8, SIZE[1] - 19 + 4 * place + (place > 1)
-        pixels[y : y + 5, x : x + 3][shape] = PRINT
+def framed(image: Image.Image) -> Image.Image:
+    """A photo with the margin that a scanned print has."""
+    pixels = np.full_like(np.asarray(image), 244)
+    inner = slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN)
+    pixels[inner] = np.asarray(image)[inner]
     return Image.fromarray(pixels)
 
 
@@ -90,7 +87,7 @@ def house(pen: Pen, wall: Colour, roof: Colour) -> None:
 def lighthouse(pen: Pen, wall: Colour, roof: Colour) -> None:
     """A tower with a lamp."""
     tower(pen, wall)
-    pen.box(0.13, 0.95, 1.12, (250, 235, 170))
+    pen.box(0.13, 0.95, 1.12, tuple((2 * np.array(wall) + 250) // 3))
     pen.shape((-0.18, 1.12), (0.18, 1.12), (0, 1.3), fill=roof)
 
 
