@@ -50,7 +50,7 @@ def photo(rng: np.random.Generator, kind: str) -> Image.Image:
         lighthouse(pen, wall, roof)
     else:
         windmill(pen, wall, roof, turn=rng.uniform(0, np.pi / 2))
-    small = image.resize(SIZE[::-1], Image.Resampling.LANCZOS)
+    small = image.resize((SIZE[1], SIZE[0]), Image.Resampling.LANCZOS)
     return Image.fromarray((np.asarray(small) + rng.normal(0, 9, (*SIZE, 3))).clip(0, 255).astype(np.uint8))
 
 
