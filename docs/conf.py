@@ -1,12 +1,16 @@
 """The documentation: Sphinx with MyST-NB; notebooks are kept as text and executed when the site is built."""
 
 import hashlib
+import inspect
 import os
 import re
 import tomllib
 from pathlib import Path
 
+from docutils import nodes
+from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 HERE = Path(__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text("utf-8"))["project"]
@@ -35,15 +39,17 @@ myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist
 myst_heading_anchors = 3
 nb_execution_mode = "cache"  # a page that has not changed is not run again, where nothing that it runs has changed
 nb_execution_cache_path = str(HERE / "_build" / "executed" / runs_on())
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # seconds of a cell, on a busy machine; a chapter takes a minute or two on an idle one
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 default_role = "code"  # docstrings write `name` as Markdown does
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "Vitreous"
 html_static_path = ["_static"]
@@ -74,12 +80,28 @@ copybutton_copy_empty_lines = False
 
 
 def setup(app: Sphinx) -> None:
-    """Docstrings are plain text: `|x|` and `*args` in them are what they look like."""
+    """Docstrings are plain text, formulas are MathML: that needs no script, and no network."""
     app.connect("autodoc-process-docstring", _plain, priority=100)  # before napoleon reads Raises and Args
+    app.connect("autodoc-process-docstring", _whole, priority=900)
+    app.add_html_math_renderer("mathml", inline_renderers=(_formula, None), block_renderers=(_formula, None))
 
 
 def _plain(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """`|x|` and `*args` are what they look like."""
     for number, line in enumerate(lines):
         parts = line.split("`")
         parts[::2] = [re.sub(r"([|*])", r"\\\1", words) for words in parts[::2]]
         lines[number] = "`".join(parts)
+
+
+def _whole(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    """What stands before a colon is no type, which napoleon takes it for in properties."""
+    if what in ("property", "attribute") and (text := inspect.getdoc(thing)):
+        lines[:] = text.splitlines()
+        _plain(app, what, name, thing, options, lines)
+
+
+def _formula(translator: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    display = "block" if isinstance(node, nodes.math_block) else "inline"
+    translator.body.append(convert(node.astext(), display=display))
+    raise nodes.SkipNode

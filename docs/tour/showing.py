@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import matplotlib
 from cycler import cycler
@@ -155,7 +156,7 @@ def run(command: str, code: int = 0, most: int = 30) -> None:
     words = shlex.split(command)
     if words[0] == "vitreous":
         said = io.StringIO()
-        with redirect_stdout(said), redirect_stderr(said):
+        with redirect_stdout(said), redirect_stderr(said), patch("rich.console._is_jupyter", return_value=False):
             try:
                 ended = main(_quick(words[1:]) if QUICK else words[1:])
             except SystemExit as end:  # of --help
