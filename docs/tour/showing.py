@@ -140,10 +140,7 @@ def scratch() -> Path:
     """Makes an empty folder, in which the commands and the code of a page run from here on; it goes when they end."""
     folder = Path(tempfile.mkdtemp(prefix="vitreous-docs-")).resolve()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for name in (
-        "FORCE_COLOR",
-        "CLICOLOR_FORCE",
-    ):  # a kernel asks for them: what is captured would have bars and colours
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):  # a kernel sets them, which brings progress bars too
         os.environ.pop(name, None)
     os.environ["VITREOUS_CACHE"] = str(folder / ".cache" / "vitreous")
     os.chdir(folder)
