@@ -23,7 +23,7 @@ echo "no Chromium could be had: the tests of the pages are skipped"
 endef
 export GET_BROWSER
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test docs lint format bench clean
 
 help:  ## this list
 	@echo "make TARGET, where TARGET is"
@@ -63,6 +63,11 @@ test: $(INSTALLED)  ## the tests, in two processes of one thread each
 	@sh -c "$$GET_BROWSER"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
+docs: $(INSTALLED)  ## the documentation, into docs/_build/html, and looked at in a browser
+	@sh -c "$$GET_BROWSER"
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -W --keep-going -j 2 docs docs/_build/html
+	VITREOUS_DOCS=docs/_build/html $(BIN)/pytest tests/test_docs.py
+
 lint: $(INSTALLED)  ## ruff, pyright and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -83,7 +88,7 @@ bench: $(INSTALLED)  ## the benchmarks that need no more than this repository; C
 	$(if $(CIFAR10),$(BIN)/python benchmarks/input_pipeline.py $(CIFAR10))
 
 clean:  ## remove .venv and what the tools leave; runs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build dist docs/_build *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml constraints.txt

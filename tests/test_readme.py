@@ -1,4 +1,4 @@
-"""The README is true: its commands run as typed, and its tree is what is there.
+"""The README is true: its commands run as typed, and its tree, and the design's, are what is there.
 
 Every line of its `sh` and `python` blocks is tried in a temporary folder that holds small data of the names that the
 README uses. Only the time changes: ten minutes become one epoch, of small batches and on one thread, and noise of
@@ -21,14 +21,14 @@ from vitreous.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+DESIGN = (ROOT / "docs/design.md").read_text("utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines()]
-TREE = next(block for block in blocks("text") if block.startswith("vitreous/"))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def typed(there: Path) -> dict[str, int]:
 def test_the_commands_run_as_typed(typed: dict[str, int], there: Path):
     assert {command: code for command, code in typed.items() if code} == {}
     verbs = {command.split()[1] for command in typed}
-    assert verbs == {"check", "train", "eval", "predict", "export", "explain", "report", "pack", "models"}
+    assert verbs == {"check", "train", "eval", "predict", "export", "explain", "report"}
     with open(there / "answers.csv", encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == 4
 
@@ -109,24 +109,35 @@ def test_the_python_runs_as_typed(capsys: pytest.CaptureFixture[str]):
     assert len(re.findall(r"^photos/test/", capsys.readouterr().out, re.MULTILINE)) == 4
 
 
-def test_the_tree_is_what_is_there():
+@pytest.mark.parametrize("page", [README, DESIGN], ids=["README", "design"])
+def test_what_a_tree_names_is_there(page: str):
+    for path in named_by_tree(page):
+        assert (ROOT / path).exists(), f"the tree has {path}, which is not there"
+
+
+def test_the_design_names_every_module():
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "vitreous").rglob("*.py") if p.name[0] != "_"}
+    lacking = sorted(modules - named_by_tree(DESIGN))
+    assert not lacking, f"the tree of docs/design.md lacks {lacking}"
+
+
+def named_by_tree(page: str) -> set[str]:
+    """The files and folders that the tree of a page names, from the root."""
+    tree = next(block for block in blocks("text", page) if block.startswith("vitreous/"))
     folders: list[str] = []
     named = set()
-    for line in TREE.splitlines():
+    for line in tree.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
         for name in re.split(r"\s{2,}", line.strip())[0].split():
-            path = "".join([*folders[:depth], name])
-            assert (ROOT / path).exists(), f"README's tree has {path}, which is not there"
-            named.add(path)
+            named.add("".join([*folders[:depth], name]))
             if name.endswith("/"):
                 folders[depth:] = [name]
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "vitreous").rglob("*.py") if not p.name.startswith("__")}
-    assert modules <= named, f"README's tree lacks {sorted(modules - named)}"
+    return named
 
 
 @pytest.mark.usefixtures("typed")
 def test_the_run_directory_is_as_described(there: Path):
-    table = README.split("## What is in a run directory")[1].split("##")[0]
-    rows = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)
+    page = (ROOT / "docs/reference/run-directory.md").read_text("utf-8")
+    rows = re.findall(r"^\| `(.*?)` \|", page, re.MULTILINE)
     described = {name.rstrip("/") for row in rows for name in row.split("`, `")}
     assert {path.name for path in (there / "runs" / "photos").iterdir()} == described
