@@ -689,6 +689,20 @@ GRAPH = """<?xml version="1.0"?><net name="g" version="11"><layers>
 </layers><edges/></net>"""
 
 
+BROADCAST = """
+<layer id="1" name="one" type="Const" version="opset1"><data element_type="f32" shape="" offset="8" size="4"/>
+<output><port id="0" precision="FP32"/></output></layer>
+<layer id="2" name="many" type="Const" version="opset1"><data element_type="i64" shape="1" offset="0" size="8"/>
+<output><port id="0" precision="I64"><dim>1</dim></port></output></layer>
+<layer id="3" name="made" type="Broadcast" version="opset3"><data mode="numpy"/>
+<input><port id="0" precision="FP32"/><port id="1" precision="I64"><dim>1</dim></port></input>
+<output><port id="2" precision="FP32"><dim>8</dim></port></output></layer>
+<layer id="4" name="result" type="Result" version="opset1"><input><port id="0"><dim>8</dim></port></input></layer>"""
+EDGES = """<edges><edge from-layer="1" from-port="0" to-layer="3" to-port="0"/>
+<edge from-layer="2" from-port="0" to-layer="3" to-port="1"/>
+<edge from-layer="3" from-port="2" to-layer="4" to-port="0"/></edges>"""
+
+
 def make_zip(place: Place, more: dict[str, bytes | str] | None = None, packed: bool = False, **changes: Any) -> Path:
     """OpenVINO's files in an archive, and others."""
     members = {"graph-16x24.xml": GRAPH, "weights.bin": b"", "vitreous.json": json.dumps(card(**changes))}
@@ -699,9 +713,10 @@ def make_zip(place: Place, more: dict[str, bytes | str] | None = None, packed: b
     return place.folder / "model.zip"
 
 
-def xml(before: str = "", layer: str = "") -> dict[str, bytes | str]:
-    """A graph with something before it, or a layer more."""
-    return {"graph-16x24.xml": GRAPH.replace("<net", before + "<net").replace("</layers>", layer + "</layers>")}
+def xml(before: str = "", layer: str = "", edges: str = "<edges/>") -> dict[str, bytes | str]:
+    """A graph with something before it, or layers more."""
+    graph = GRAPH.replace("<net", before + "<net").replace("</layers>", layer + "</layers>")
+    return {"graph-16x24.xml": graph.replace("<edges/>", edges)}
 
 
 LAUGHS = "".join(f'<!ENTITY a{n + 1} "{f"&a{n};" * 10}">' for n in range(9))
@@ -723,6 +738,9 @@ several(
         ),
         "OpenVINO with a loop": lambda p: make_zip(
             p, xml(layer='<layer id="9" name="x" type="TensorIterator" version="opset1"/>')
+        ),
+        "OpenVINO that makes a tensor of a terabyte of one number": lambda p: make_zip(
+            p, {"weights.bin": np.array([1 << 38], np.int64).tobytes() + bytes(4), **xml(layer=BROADCAST, edges=EDGES)}
         ),
         "OpenVINO with a card that names code": lambda p: make_zip(p, task={"kind": "os.system", "names": ["a"]}),
         "OpenVINO for pictures of 10⁹": lambda p: make_zip(p, input={**SPEC.to_json(), "sizes": [[10**9, 10**9]]}),

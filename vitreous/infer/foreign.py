@@ -1,8 +1,9 @@
 """Graphs in exported files, looked at before a runtime sees them: operators that compute, and nothing else.
 
 A graph may hold what tensors are computed by. It may not name another file, bring functions or operators of its own,
-loop, or make large tensors of small numbers. ONNX is walked as protobuf's bytes, OpenVINO's XML by its start tags:
-neither is built in memory, so that a file costs no more than its size.
+loop, or make large tensors of small numbers (in OpenVINO's graphs that shows once it has read them: `check_shapes`).
+ONNX is walked as protobuf's bytes, OpenVINO's XML by its start tags: neither is built in memory, so that a file costs
+no more than its size.
 """
 
 import math
@@ -213,7 +214,7 @@ class _Walk:
         for kind, inputs in self.made:
             for name in inputs[1:] if kind in ("Expand", "Pad", "Tile") else inputs:
                 if math.prod(max(1, abs(number)) for number in self.known.get(name, [])) > MOST_NUMBERS:
-                    raise _OddError(f"the operator {kind} with a result beyond all sense")
+                    raise _OddError(f"the operator {kind} with a result of more than {MOST_NUMBERS:,} numbers")
 
 
 def check_openvino(text: bytes, path: Path) -> None:
@@ -233,7 +234,7 @@ def check_openvino(text: bytes, path: Path) -> None:
             if kind not in OPENVINO or not version.startswith("opset"):
                 raise _OddError(f"the operator {version[:40]}.{kind[:40]}")
         if tag == "data" and "size" in fields and len(fields["size"]) > 12:
-            raise _OddError("a tensor beyond all sense")
+            raise _OddError("a tensor larger than 10¹² bytes")
 
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler = parser.EntityDeclHandler = refuse

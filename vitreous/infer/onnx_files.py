@@ -39,8 +39,15 @@ def to_onnx(program: ExportedProgram) -> Any:
     return _tidied(made.model_proto)
 
 
+def check_fits(model: Any) -> None:
+    """Raises `InputError` where a model is larger than ONNX can hold in one file."""
+    if model.ByteSize() >= LARGEST:
+        raise InputError(f"{model.ByteSize() / 2**30:.1f} GiB, and ONNX holds 2 in one file; use --format openvino")
+
+
 def _tidied(model: Any) -> Any:
     """An ONNX model with its constants worked out, by ONNX Runtime's basic passes."""
+    check_fits(model)
     onnx, onnxruntime = import_quietly("onnx"), import_quietly("onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -81,10 +88,7 @@ def write_onnx(path: Path, models: Mapping[Size, Any], card: Card) -> None:
     del model.metadata_props[:]
     classes = json.dumps(list(card.task.names), ensure_ascii=False)
     onnx.helper.set_model_props(model, {"vitreous": card.to_json(), "names": classes})
-    if model.ByteSize() >= LARGEST:
-        raise InputError(
-            f"{path}: {model.ByteSize() / 2**30:.1f} GiB, and ONNX holds 2 in one file; use --format openvino"
-        )
+    check_fits(model)
     write_whole(path, lambda temporary: temporary.write_bytes(model.SerializeToString()))
 
 

@@ -4,6 +4,7 @@ vitreous.json.
 
 import hashlib
 import importlib
+import math
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -19,11 +20,12 @@ from vitreous.errors import InputError
 from vitreous.files import write_whole
 from vitreous.infer.card import LARGEST, Card
 from vitreous.infer.engines import OpenVINOEngine, import_openvino
-from vitreous.infer.foreign import check_openvino, unreadable
+from vitreous.infer.foreign import EXPECTED, check_openvino, unreadable
 from vitreous.infer.graph import quiet
 from vitreous.strict import ZIP_FAULTS, check_archive
 
 LARGEST_TEXT = 16 << 20  # bytes of a graph without its weights
+MOST_IN_A_TENSOR = 1 << 32  # numbers: attention of 65,536 tokens to each other
 
 
 def to_openvino(program: ExportedProgram) -> Any:
@@ -89,6 +91,16 @@ def graph_name(size: Size) -> str:
     return f"graph-{size[0]}x{size[1]}"
 
 
+def check_shapes(graph: Any, path: Path) -> None:
+    """Raises `InputError` where a graph, as OpenVINO understands it, makes larger tensors than any model of ours."""
+    for node in graph.get_ops():
+        for output in node.outputs():
+            shape = output.get_partial_shape()
+            sizes = [dim.get_length() for dim in shape if dim.is_static] if shape.rank.is_static else []
+            if math.prod(sizes) > MOST_IN_A_TENSOR:
+                raise InputError(f"{path} holds a tensor of {math.prod(sizes):,} numbers: {EXPECTED}")
+
+
 def open_openvino(path: Path, threads: int) -> tuple[Card, OpenVINOEngine]:
     """The card of a file, and the engine that runs it. Raises `InputError` for any other file."""
     openvino, graphs = import_openvino(), {}
@@ -104,6 +116,7 @@ def open_openvino(path: Path, threads: int) -> tuple[Card, OpenVINOEngine]:
             check_openvino(text, path)
             try:
                 graphs[size] = openvino.Core().read_model(model=text, weights=weights)
+                check_shapes(graphs[size], path)
                 ports = (*graphs[size].inputs, *graphs[size].outputs)
                 last = [port.get_partial_shape()[-1].to_string() for port in ports]
             except (RuntimeError, IndexError) as fault:
