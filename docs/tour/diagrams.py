@@ -22,7 +22,8 @@ def ramp() -> LinearSegmentedColormap:
 
 def both_ways() -> LinearSegmentedColormap:
     """Orange below the middle, blue above, clear in it."""
-    return LinearSegmentedColormap.from_list("both ways", ["#e07018", "#e0701800", "#2a86c800", "#2a86c8"])
+    colours = [(0, "#e07018"), (0.5, "#e0701800"), (0.5, "#2a86c800"), (1, "#2a86c8")]
+    return LinearSegmentedColormap.from_list("both ways", colours)
 
 
 def ink() -> LinearSegmentedColormap:

@@ -50,7 +50,9 @@ SHOWN = 8  # pictures on a figure, and maps a side
 DASHED: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (4, 3))}
 SERIES = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # of Okabe & Ito 2008
 RAMP = LinearSegmentedColormap.from_list("ramp", ["#2a86c800", "#2a86c8"])
-BOTH_WAYS = LinearSegmentedColormap.from_list("both ways", ["#2a86c8", "#2a86c800", "#e0701800", "#e07018"])
+BOTH_WAYS = LinearSegmentedColormap.from_list(
+    "both ways", [(0, "#2a86c8"), (0.5, "#2a86c800"), (0.5, "#e0701800"), (1, "#e07018")]
+)
 PAGE = {  # what colours are called in a page's style sheet
     INK: "ink",
     MUTED: "muted",
