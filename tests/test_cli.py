@@ -492,6 +492,17 @@ class TestFullDisk:
 
 @posix
 class TestInterrupted:
+    def test_ctrl_c_before_anything_is_imported_is_one_line(self, call, monkeypatch):
+        class Interrupt:
+            def find_spec(self, name, path=None, target=None):
+                if name == "vitreous.verbs":
+                    raise KeyboardInterrupt
+
+        monkeypatch.delitem(sys.modules, "vitreous.verbs", raising=False)
+        monkeypatch.delattr("vitreous.verbs", raising=False)
+        monkeypatch.setattr(sys, "meta_path", [Interrupt(), *sys.meta_path])
+        assert call("check", "digits") == (130, "", "\nvitreous check: interrupted\n")
+
     def test_predict_into_a_pipe_that_closes_says_nothing(self, shapes, shapes_run):
         command = f"{sys.executable} -m vitreous predict {shapes_run} {shapes} --json | head -1"
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE)

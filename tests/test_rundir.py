@@ -150,6 +150,16 @@ class TestSplit:
 
 
 class TestWeights:
+    def test_a_bit_that_fell_over_is_found(self, tmp_path):
+        run = made(tmp_path)
+        run.write_weights(checkpoint(4).tensors)
+        path = run.path / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 4
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"is damaged \(its checksum differs\).*--resume"):
+            run.read_weights()
+
     def test_come_back_bit_for_bit(self, tmp_path):
         run, tensors = made(tmp_path), checkpoint(4).tensors
         run.write_weights(tensors)
@@ -295,14 +305,15 @@ class TestCheckpoints:
         assert same(found, checkpoint(1))
         assert f"{file} is damaged" in said[0]
 
-    def test_where_all_are_damaged_all_are_named_and_there_is_none(self, tmp_path):
+    def test_where_all_are_damaged_all_are_named_and_nothing_begins_anew(self, tmp_path):
         run = made(tmp_path)
         run.save(checkpoint(1))
         run.save(checkpoint(2))
         for file in (run.path / "last").iterdir():
             file.write_bytes(b"x" * 100)
-        found, said = newest(run)
-        assert found is None
+        said = []
+        with pytest.raises(InputError, match="no checkpoint is whole"):
+            run.newest(said.append)
         assert [("step-000000002" in said[0]), ("step-000000001" in said[1])] == [True, True]
 
     def test_a_save_over_a_damaged_one_leaves_a_good_one(self, tmp_path):

@@ -78,6 +78,7 @@ def entry() -> None:
         leave = threading.Timer(AFTER, os._exit, (code,))
         leave.daemon = True
         leave.start()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is tidied up
     sys.exit(code)
 
 
@@ -107,9 +108,10 @@ def help_text() -> str:
 def _run(name: str, words: list[str]) -> int:
     # Threads that wait actively for long make a busy machine many times slower; must be said before torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from vitreous import verbs
-
+    verbs = None
     try:
+        from vitreous import verbs
+
         return verbs.run(name, words)
     except ElsewhereError:  # of the processes of torchrun the one that failed first says why
         return 2
@@ -122,7 +124,7 @@ def _run(name: str, words: list[str]) -> int:
         where = f"{fault.filename}: " if fault.filename else ""
         print(visible(f"vitreous {name}: {where}{fault.strerror or fault}"), file=sys.stderr)
     except KeyboardInterrupt:
-        if verbs.speaks():
+        if verbs is None or verbs.speaks():
             print(f"\nvitreous {name}: interrupted", file=sys.stderr)
         return 130
     return 2

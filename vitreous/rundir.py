@@ -187,13 +187,20 @@ class RunDir:
             raise InputError(f"{path} cannot be read ({fault})") from None
 
     def write_weights(self, tensors: dict[str, Tensor], name: str = "model.safetensors") -> None:
-        """Writes weights, whole or not at all."""
-        target = self.path / name
-        write_whole(target, lambda temporary: save_file(_contiguous(tensors), temporary))
+        """Writes weights with their checksum, whole or not at all."""
+        tensors = _contiguous(tensors)
+        metadata = {"checksum": _checksum(sorted(tensors.items()), "")}
+        write_whole(self.path / name, lambda temporary: save_file(tensors, temporary, metadata))
 
     def read_weights(self, name: str = "model.safetensors") -> dict[str, Tensor]:
         """Reads weights. Raises `InputError` where they are missing or damaged."""
-        return self._opened(name, read_safetensors)[0]
+        tensors, metadata = self._opened(name, read_safetensors)
+        if metadata.get("checksum") != _checksum(sorted(tensors.items()), ""):
+            raise InputError(
+                f"{self.path / name} is damaged (its checksum differs): copy it again from where it came; "
+                f"of a training here `vitreous train --resume {self.path}` writes it again"
+            )
+        return tensors
 
     def weights_header(self, name: str = "model.safetensors") -> Header:
         """What weights say they hold. Raises `InputError` where they are missing or damaged."""
@@ -248,10 +255,11 @@ class RunDir:
 
     def newest(self, say: Callable[[str], None], until: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that is whole, of those up to the step `until`; a damaged one is named and passed over.
-        None where there is none.
+        None where there is none. Raises `InputError` where there are some, all damaged.
         """
         found = sorted((self.path / "last").glob("step-*.safetensors"), reverse=True)
-        for path in found if until is None else [p for p in found if p.name <= self._checkpoint_path(until).name]:
+        found = [path for path in found if until is None or path.name <= self._checkpoint_path(until).name]
+        for path in found:
             try:
                 tensors, metadata = read_safetensors(path)
                 if metadata["checksum"] != _checksum(sorted(tensors.items()), metadata["values"]):
@@ -259,7 +267,14 @@ class RunDir:
                 values = json.loads(metadata["values"])
                 return Checkpoint(values.pop("step"), tensors, values)
             except (OSError, ValueError, KeyError, RecursionError) as fault:
-                say(f"{path} is damaged ({fault}): the checkpoint before it is used")
+                why = "it cannot be read" if isinstance(fault, InputError) else fault
+                then = "looking for one before it" if path != found[-1] else "there is none before it"
+                say(f"{path} is damaged ({why}): {then}")
+        if found:
+            raise InputError(
+                f"{self.path}: no checkpoint is whole: copy last/ from where there is a copy of it, "
+                "or remove last/ to train from the first step again"
+            )
         return None
 
     def _opened(self, name: str, read: Callable[[Path], T]) -> T:

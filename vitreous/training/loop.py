@@ -57,6 +57,8 @@ def fit(
     names = job.store.source.names
     if checkpoint := run.newest(journal.say):
         learner.restore(checkpoint)
+        if learner.progress.step >= plan.steps and not learner.progress.owed:
+            journal.say(f"all {plan.steps:,} steps of the plan were taken before: there is nothing left to train")
     else:
         run.save(learner.checkpoint())
     journal.settle(run.path, read_rows(run.path, learner.progress.step))
