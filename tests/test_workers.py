@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitreous.data import decode, doctor, preprocess, workers
+from vitreous.data import decode, doctor, notes, packing, preprocess, workers
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.processes import HEAD
 from vitreous.data.sources import Source, open_pictures
@@ -228,6 +228,18 @@ def main(*_):
             open_store(source, SPEC, [(40, 60)] * 3, "abc", str(tmp_path), 2, print, lambda done: None)
         assert fault.value.numbers == (1,)
         assert "b.jpg: it took the decoder down" in str(fault.value)
+
+    def test_a_header_that_crashes_its_process_is_named_where_it_is_packed_and_where_it_is_read_back(
+        self, frail, monkeypatch, tmp_path
+    ):
+        for module in (packing, notes):
+            monkeypatch.setattr(module, "DECODERS", frail)
+        source = Source("x", "here", ("a.jpg",), {}, np.full(1, ""), None, [b"CRASH"].__getitem__)
+        with pytest.raises(InputError, match="took the decoder down"):
+            packing.pack(source, tmp_path / "out", size=1)
+        known = notes.Known(notes.digest(b"CRASH"), decode.Facts(1, 1, 1, "uint8"))
+        with pytest.raises(InputError, match="took the decoder down"):
+            notes.Verified(source.read, source.names, [known])(0)
 
 
 class TestLives:
