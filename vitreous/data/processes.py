@@ -126,12 +126,13 @@ class Processes:
 
     def ask(self, name: str, talk: Callable[["Child"], T]) -> T:
         """What `talk` hears from a child. Raises `InputError` with the name of the file where that ends the child."""
-        deaths = 0
+        deaths, anew = 0, False
         while True:
             try:
-                return self.ask_once(talk, anew=deaths > 0)  # others that are free may have died with the first
+                return self.ask_once(talk, anew)
             except GoneError as gone:
-                deaths += gone.code != 0  # with 0 it ended itself at this very moment, as nobody had asked for long
+                deaths += anew or gone.code != 0  # one that was free may have ended itself with 0 at this very moment
+                anew = True  # others that are free may have died with the first
                 if gone.late or deaths == 2:  # one death may be another's fault: too little memory for all, a kill
                     raise InputError(f"{name}: {self._why(gone)}") from None
 
