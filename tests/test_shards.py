@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vitreous.data import http, index, remote, tar
+from vitreous.data import http, hub, index, remote, tar
 from vitreous.data.packing import pack
 from vitreous.data.places import is_there, title_of
 from vitreous.data.remote import RangeFile, expand, read_range, shown
@@ -572,6 +572,33 @@ class TestParquet:
 
 
 class TestHub:
+    @pytest.mark.skipif(os.name == "nt", reason="pipes and devices are no files there")
+    def test_a_row_gives_its_bytes_or_a_file_that_was_downloaded_and_no_other(self, tmp_path):
+        downloads = tmp_path.resolve() / "downloads"
+        downloads.mkdir()
+        (downloads / "a.png").write_bytes(b"A")
+        (downloads / "link.png").symlink_to("/dev/zero")
+        (tmp_path / "secret").write_bytes(b"S")
+        os.mkfifo(downloads / "pipe.png")
+        paths = [
+            downloads / "a.png",
+            tmp_path / "secret",
+            downloads / "../secret",
+            downloads / "link.png",
+            "/dev/zero",
+            "\0",
+        ]
+        rows = [{"image": {"bytes": None, "path": str(path)}} for path in [*paths, downloads / "pipe.png"]]
+        rows += [{"image": {"bytes": b"B", "path": "/dev/zero"}}]
+        names = tuple(f"train[{i}]" for i in range(8))
+        read = hub._Rows((rows,), np.array([0, 8]), "image", names, (str(downloads),))
+        assert (read(0), read(7)) == (b"A", b"B")
+        for i in range(1, 6):
+            with pytest.raises(InputError, match=rf"^train\[{i}\] names /.*downloaded with it"):
+                read(i)
+        with pytest.raises(InputError, match="no regular file"):
+            read(6)
+
     def test_without_its_library_it_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "datasets", None)
         with pytest.raises(InputError, match=r"pip install 'vitreous\[hub\]'"):
