@@ -94,9 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.server.files.get(self.path.lstrip("/").split("?")[0])
         fault = self.server.faults.pop(0) if self.server.faults else None
         self.server.seen.append(dict(self.headers))
-        if self.path.startswith("/moved/"):
+        if "/moved/" in self.path:
             self.send_response(302)
-            self.send_header("Location", self.path.removeprefix("/moved"))
+            self.send_header("Location", self.path.replace("/moved/", "/", 1))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -104,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404 if content is None else fault)  # pyright: ignore
             return
         first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        if fault == "shifted":
+            first, last = "1", str(int(last) + 1)
         part = content[int(first) : int(last) + 1]
         self.server.asked.append((self.path.lstrip("/"), len(part)))
         if not self.server.ranges:
@@ -438,6 +440,26 @@ class TestRemote:
         open_source(server.url("moved/a.tar?1").replace("//", "//me:p%40ss@"))
         assert server.seen[0]["Authorization"] == "Basic bWU6cEBzcw=="
         assert "Authorization" not in server.seen[1]
+
+    def test_another_part_than_was_asked_for_is_refused(self, server):
+        server.files["a.tar"] = tarred(samples(range(2)))
+        source = open_source(server.url("a.tar"))
+        server.faults[:] = ["shifted"]
+        with pytest.raises(InputError, match=r"another part of the file than bytes from 512: .*'bytes 1-"):
+            source.read(0)
+
+    def test_behind_a_proxy_redirections_are_looked_at_too(self, server, monkeypatch):
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("http_proxy", server.url(""))
+        http._opener.cache_clear()
+        server.files["http://host/a"] = b"content"
+        assert http.get_part("http://me:p@host/moved/a", 1, 3).content == b"ont"
+        assert ["Authorization" in seen for seen in server.seen] == [True, False]
+        with pytest.raises(http.StatusError, match="too many redirections"):
+            http.get_part("http://host" + "/moved" * 9 + "/a", 0, 1)
+        with pytest.raises(http.StatusError, match="404"):
+            http.get_part("http://host/b", 0, 1)
+        http._opener.cache_clear()
 
     def test_a_fault_names_the_shard_and_what_to_do(self, server):
         server.files["a.tar"] = tarred(samples(range(2)))
