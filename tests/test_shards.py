@@ -558,6 +558,20 @@ class TestParquet:
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(read, range(9))) == [b"picture %d" % i for i in range(9)]
 
+    def test_threads_wait_for_no_other_row_group_and_read_each_once(self, tmp_path, monkeypatch):
+        source = open_source(self.write(tmp_path / "a.parquet", 0, 6, wrapped=False))
+        both, parts, part = threading.Barrier(2), [], RowGroups.part
+
+        def slow(self: RowGroups, which: int) -> pa.ChunkedArray:
+            parts.append(which)
+            both.wait(making.PATIENCE)  # until the other row group is being read too
+            return part(self, which)
+
+        monkeypatch.setattr(RowGroups, "part", slow)
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(source.read, range(6))) == [b"picture %d" % i for i in range(6)]
+        assert sorted(parts) == [0, 1]
+
     def test_far_away_they_are_read_by_ranges(self, tmp_path, server):
         for name, first in (("train-0", 0), ("val-0", 4)):
             server.files[f"{name}.parquet"] = self.write(tmp_path / "x.parquet", first).read_bytes()
