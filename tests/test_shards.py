@@ -386,6 +386,18 @@ class TestIndexes:
         path = write(tmp_path / "s.tar", samples(range(6)))
         assert len(open_source(path)) == 6
 
+    def test_the_cache_is_pruned_once_for_all_shards(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("VITREOUS_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(index, "CACHED", 2)
+        monkeypatch.setattr(index, "KEPT", 1)
+        pruned, prune = [], index._prune
+        monkeypatch.setattr(index, "_prune", lambda: pruned.append(1) or prune())
+        for i in range(3):
+            write(tmp_path / f"s/{i}.tar", samples(range(4 * i, 4 * i + 4)))
+        open_source(tmp_path / "s")
+        assert pruned == [1]
+        assert len(list((tmp_path / "cache/shards").glob("*.index"))) == 1
+
     def test_an_index_names_no_file_outside_of_its_folder(self, tmp_path):
         shard = index.index_bytes(tarred(samples(range(2))), "x")
         for name in ("../x.tar", "/x.tar", "http://host/x.tar", "a\\b.tar", ".."):
@@ -492,6 +504,14 @@ class TestRemote:
         server.files["set/train-000000.tar"] = server.files["set/train-000001.tar"]
         with pytest.raises(InputError, match="is not what was packed"):
             source.read(0)
+
+    def test_a_large_index_is_read_by_ranges(self, server, tmp_path, monkeypatch):
+        names, numbers = [os.urandom(16).hex() for _ in range(9000)], np.arange(9000)
+        index.write_index(tmp_path / "x", [index.Shard("a", names, numbers, numbers, [None] * 9000)], ["a"])
+        server.files["x"] = (tmp_path / "x").read_bytes()
+        monkeypatch.setattr(index, "WHOLE", 1 << 16)
+        assert index.read_index(server.url("x")).shard(0, "a").names == names
+        assert max(count for _, count in server.asked) < len(server.files["x"])
 
     def test_any_url_that_fsspec_knows(self, server, monkeypatch):
         memory = fsspec.filesystem("memory")
