@@ -432,7 +432,9 @@ class TestRemote:
         server.faults[:] = [503, "cut"]
         assert source.read(0) == b"picture 0"
         server.faults[:] = [503, 500, 429]
-        with pytest.raises(InputError, match=r"00001\.jpg in http.*a\.tar cannot be read: .*the server says 429"):
+        with pytest.raises(
+            InputError, match=r"^00001\.jpg: http.*a\.tar cannot be read: the server says 429 \(.*\)\.$"
+        ):
             source.read(1)
 
     def test_connections_are_kept_and_made_anew_where_the_server_closed_them(self, server):

@@ -176,7 +176,7 @@ class Processes:
             threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def _watch(self) -> NoReturn:
-        """Ends children that neither answer nor end themselves, nor take what is said to them."""
+        """Kills children that do not answer in time, or do not read what is sent."""
         while True:
             time.sleep(self.seconds)
             for child in list(self._asked):
@@ -227,7 +227,7 @@ class Child(Line):
             self.ready, self.asked = True, time.monotonic()
 
     def say(self, words: Any, *data: bytes | memoryview) -> None:
-        """Asks, or answers what it asks."""
+        """Sends a question, or the answer to one of the child's."""
         self.until = time.monotonic() + PATIENCE * self.seconds
         super().say(words, *data)
         self.flush()
@@ -307,7 +307,7 @@ def _bound(memory: int) -> int:
 def within(seconds: float) -> Iterator[Callable[[], object]]:
     """Ends this process when the block takes longer, whatever it does: no Python has to run for that.
 
-    What it gives begins the seconds anew.
+    Call what it yields to restart the clock.
     """
     if os.name == "nt":
         with open(os.devnull, "w") as nowhere:
