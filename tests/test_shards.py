@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from shard_bytes import index_bytes, open_bytes
 
 from vitreous.data import http, hub, index, remote, tar
 from vitreous.data.packing import pack
 from vitreous.data.places import is_there, title_of
 from vitreous.data.remote import RangeFile, expand, read_range, shown
 from vitreous.data.rowgroups import RowGroups
-from vitreous.data.shards import fuzz_shards
 from vitreous.data.sources import Source, open_pictures, open_source
 from vitreous.errors import InputError
 
@@ -363,7 +363,7 @@ class TestTar:
                 mutated[at] = rng.integers(0, 256)
             for data in (bytes(mutated), bytes(mutated[: rng.integers(0, len(whole))])):
                 with suppress(InputError):
-                    fuzz_shards(data)
+                    open_bytes(data)
 
 
 class TestIndexes:
@@ -399,7 +399,7 @@ class TestIndexes:
         assert len(list((tmp_path / "cache/shards").glob("*.index"))) == 1
 
     def test_an_index_names_no_file_outside_of_its_folder(self, tmp_path):
-        shard = index.index_bytes(tarred(samples(range(2))), "x")
+        shard = index_bytes(tarred(samples(range(2))), "x")
         for name in ("../x.tar", "/x.tar", "http://host/x.tar", "a\\b.tar", ".."):
             index.write_index(tmp_path / index.INDEX, [shard], [name])
             with pytest.raises(InputError, match="is damaged, or of another version"):

@@ -124,11 +124,6 @@ def index_shard(place: str, keep: bool = True) -> Shard:
     return shard
 
 
-def index_bytes(content: bytes, place: str) -> Shard:
-    """The index of a shard that is held in memory."""
-    return _indexed(place, lambda start, count: content[start : start + count], len(content), NEAR)
-
-
 def write_index(path: Path, shards: Sequence[Shard], names: Sequence[str], facts: dict[str, Any] | None = None) -> None:
     """Writes the index of some shards, whole or not at all."""
     import pyarrow as pa

@@ -14,7 +14,7 @@ import numpy as np
 
 from vitreous.data.decode import check_bytes
 from vitreous.data.folders import class_folders, is_hidden, is_picture, wrapper
-from vitreous.data.index import FIELDS, Shard, index_bytes
+from vitreous.data.index import FIELDS, Shard
 from vitreous.data.notes import NOTE, Note
 from vitreous.data.places import splits_of_files
 from vitreous.data.remote import read_range, shown
@@ -106,13 +106,6 @@ def open_members(shards: Sequence[Shard], names: Sequence[str], where: str) -> R
     if not chosen:
         raise InputError(f"{where} holds no pictures.")
     return _ranges(shards, names, chosen)
-
-
-def fuzz_shards(data: bytes) -> None:
-    """Reads bytes as a shard, as far as it goes without decoding a picture. Raises `InputError` alone."""
-    shard = index_bytes(data, "fuzzed.tar")
-    _, table = open_shards([shard], ["fuzzed.tar"], "fuzzed.tar", (), None)
-    assert len(table.names) == len(table.splits)
 
 
 def _samples(shards: Sequence[Shard], names: Sequence[str], where: str) -> tuple[list[_Sample], list[str]]:
