@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from shard_bytes import index_bytes, open_bytes
 
-from vitreous.data import http, index, remote, tar
+from vitreous.data import http, hub, index, remote, tar
 from vitreous.data.packing import pack
 from vitreous.data.places import is_there, title_of
 from vitreous.data.remote import RangeFile, expand, read_range, shown
 from vitreous.data.rowgroups import RowGroups
-from vitreous.data.shards import fuzz_shards
 from vitreous.data.sources import Source, open_pictures, open_source
 from vitreous.errors import InputError
 
@@ -94,9 +94,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = self.server.files.get(self.path.lstrip("/").split("?")[0])
         fault = self.server.faults.pop(0) if self.server.faults else None
         self.server.seen.append(dict(self.headers))
-        if self.path.startswith("/moved/"):
+        if "/moved/" in self.path:
             self.send_response(302)
-            self.send_header("Location", self.path.removeprefix("/moved"))
+            self.send_header("Location", self.path.replace("/moved/", "/", 1))
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -104,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404 if content is None else fault)  # pyright: ignore
             return
         first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        if fault == "shifted":
+            first, last = "1", str(int(last) + 1)
         part = content[int(first) : int(last) + 1]
         self.server.asked.append((self.path.lstrip("/"), len(part)))
         if not self.server.ranges:
@@ -361,7 +363,7 @@ class TestTar:
                 mutated[at] = rng.integers(0, 256)
             for data in (bytes(mutated), bytes(mutated[: rng.integers(0, len(whole))])):
                 with suppress(InputError):
-                    fuzz_shards(data)
+                    open_bytes(data)
 
 
 class TestIndexes:
@@ -384,8 +386,20 @@ class TestIndexes:
         path = write(tmp_path / "s.tar", samples(range(6)))
         assert len(open_source(path)) == 6
 
+    def test_the_cache_is_pruned_once_for_all_shards(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("VITREOUS_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(index, "CACHED", 2)
+        monkeypatch.setattr(index, "KEPT", 1)
+        pruned, prune = [], index._prune
+        monkeypatch.setattr(index, "_prune", lambda: pruned.append(1) or prune())
+        for i in range(3):
+            write(tmp_path / f"s/{i}.tar", samples(range(4 * i, 4 * i + 4)))
+        open_source(tmp_path / "s")
+        assert pruned == [1]
+        assert len(list((tmp_path / "cache/shards").glob("*.index"))) == 1
+
     def test_an_index_names_no_file_outside_of_its_folder(self, tmp_path):
-        shard = index.index_bytes(tarred(samples(range(2))), "x")
+        shard = index_bytes(tarred(samples(range(2))), "x")
         for name in ("../x.tar", "/x.tar", "http://host/x.tar", "a\\b.tar", ".."):
             index.write_index(tmp_path / index.INDEX, [shard], [name])
             with pytest.raises(InputError, match="is damaged, or of another version"):
@@ -418,7 +432,9 @@ class TestRemote:
         server.faults[:] = [503, "cut"]
         assert source.read(0) == b"picture 0"
         server.faults[:] = [503, 500, 429]
-        with pytest.raises(InputError, match=r"00001\.jpg in http.*a\.tar cannot be read: .*the server says 429"):
+        with pytest.raises(
+            InputError, match=r"^00001\.jpg: http.*a\.tar cannot be read: the server says 429 \(.*\)\.$"
+        ):
             source.read(1)
 
     def test_connections_are_kept_and_made_anew_where_the_server_closed_them(self, server):
@@ -438,6 +454,26 @@ class TestRemote:
         open_source(server.url("moved/a.tar?1").replace("//", "//me:p%40ss@"))
         assert server.seen[0]["Authorization"] == "Basic bWU6cEBzcw=="
         assert "Authorization" not in server.seen[1]
+
+    def test_another_part_than_was_asked_for_is_refused(self, server):
+        server.files["a.tar"] = tarred(samples(range(2)))
+        source = open_source(server.url("a.tar"))
+        server.faults[:] = ["shifted"]
+        with pytest.raises(InputError, match=r"another part of the file than bytes from 512: .*'bytes 1-"):
+            source.read(0)
+
+    def test_behind_a_proxy_redirections_are_looked_at_too(self, server, monkeypatch):
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("http_proxy", server.url(""))
+        http._opener.cache_clear()
+        server.files["http://host/a"] = b"content"
+        assert http.get_part("http://me:p@host/moved/a", 1, 3).content == b"ont"
+        assert ["Authorization" in seen for seen in server.seen] == [True, False]
+        with pytest.raises(http.StatusError, match="too many redirections"):
+            http.get_part("http://host" + "/moved" * 9 + "/a", 0, 1)
+        with pytest.raises(http.StatusError, match="404"):
+            http.get_part("http://host/b", 0, 1)
+        http._opener.cache_clear()
 
     def test_a_fault_names_the_shard_and_what_to_do(self, server):
         server.files["a.tar"] = tarred(samples(range(2)))
@@ -470,6 +506,14 @@ class TestRemote:
         server.files["set/train-000000.tar"] = server.files["set/train-000001.tar"]
         with pytest.raises(InputError, match="is not what was packed"):
             source.read(0)
+
+    def test_a_large_index_is_read_by_ranges(self, server, tmp_path, monkeypatch):
+        names, numbers = [os.urandom(16).hex() for _ in range(9000)], np.arange(9000)
+        index.write_index(tmp_path / "x", [index.Shard("a", names, numbers, numbers, [None] * 9000)], ["a"])
+        server.files["x"] = (tmp_path / "x").read_bytes()
+        monkeypatch.setattr(index, "WHOLE", 1 << 16)
+        assert index.read_index(server.url("x")).shard(0, "a").names == names
+        assert max(count for _, count in server.asked) < len(server.files["x"])
 
     def test_any_url_that_fsspec_knows(self, server, monkeypatch):
         memory = fsspec.filesystem("memory")
@@ -536,6 +580,20 @@ class TestParquet:
         with ThreadPoolExecutor(4) as pool:
             assert list(pool.map(read, range(9))) == [b"picture %d" % i for i in range(9)]
 
+    def test_threads_wait_for_no_other_row_group_and_read_each_once(self, tmp_path, monkeypatch):
+        source = open_source(self.write(tmp_path / "a.parquet", 0, 6, wrapped=False))
+        both, parts, part = threading.Barrier(2), [], RowGroups.part
+
+        def slow(self: RowGroups, which: int) -> pa.ChunkedArray:
+            parts.append(which)
+            both.wait(making.PATIENCE)  # until the other row group is being read too
+            return part(self, which)
+
+        monkeypatch.setattr(RowGroups, "part", slow)
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(source.read, range(6))) == [b"picture %d" % i for i in range(6)]
+        assert sorted(parts) == [0, 1]
+
     def test_far_away_they_are_read_by_ranges(self, tmp_path, server):
         for name, first in (("train-0", 0), ("val-0", 4)):
             server.files[f"{name}.parquet"] = self.write(tmp_path / "x.parquet", first).read_bytes()
@@ -572,6 +630,33 @@ class TestParquet:
 
 
 class TestHub:
+    @pytest.mark.skipif(os.name == "nt", reason="pipes and devices are no files there")
+    def test_a_row_gives_its_bytes_or_a_file_that_was_downloaded_and_no_other(self, tmp_path):
+        downloads = tmp_path.resolve() / "downloads"
+        downloads.mkdir()
+        (downloads / "a.png").write_bytes(b"A")
+        (downloads / "link.png").symlink_to("/dev/zero")
+        (tmp_path / "secret").write_bytes(b"S")
+        os.mkfifo(downloads / "pipe.png")
+        paths = [
+            downloads / "a.png",
+            tmp_path / "secret",
+            downloads / "../secret",
+            downloads / "link.png",
+            "/dev/zero",
+            "\0",
+        ]
+        rows = [{"image": {"bytes": None, "path": str(path)}} for path in [*paths, downloads / "pipe.png"]]
+        rows += [{"image": {"bytes": b"B", "path": "/dev/zero"}}]
+        names = tuple(f"train[{i}]" for i in range(8))
+        read = hub._Rows((rows,), np.array([0, 8]), "image", names, (str(downloads),))
+        assert (read(0), read(7)) == (b"A", b"B")
+        for i in range(1, 6):
+            with pytest.raises(InputError, match=rf"^train\[{i}\] names /.*downloaded with it"):
+                read(i)
+        with pytest.raises(InputError, match="no regular file"):
+            read(6)
+
     def test_without_its_library_it_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(__import__("sys").modules, "datasets", None)
         with pytest.raises(InputError, match=r"pip install 'vitreous\[hub\]'"):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitreous.data import decode, doctor, preprocess, workers
+from vitreous.data import decode, doctor, notes, packing, preprocess, workers
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.processes import HEAD
 from vitreous.data.sources import Source, open_pictures
@@ -206,6 +206,10 @@ def main(*_):
         said = f"import os, sys\ndef main(*_): os.write(1, b'!' + {nonsense!r} + b'?' * 99); os._exit(5)\n"
         assert "took the decoder down" in fault_of(Decoders(program=f"exec({said!r})"), b"x")
 
+    def test_a_process_that_ends_as_if_all_were_well_is_not_asked_for_ever(self):
+        said = "import os\ndef main(*_): os.write(1, b'!'); os.read(0, 1); os._exit(0)\n"
+        assert "took the decoder down" in fault_of(Decoders(program=f"exec({said!r})"), b"x")
+
     def test_where_none_can_be_started_it_is_said_and_no_picture_is_blamed(self, monkeypatch, capfd):
         monkeypatch.setattr(preprocess, "DECODERS", Decoders(program="raise SystemExit('no numpy here')"))
         source = Source("x", "here", ("a.jpg",), {}, np.full(1, ""), None, [b"x"].__getitem__)
@@ -229,6 +233,18 @@ def main(*_):
         assert fault.value.numbers == (1,)
         assert "b.jpg: it took the decoder down" in str(fault.value)
 
+    def test_a_header_that_crashes_its_process_is_named_where_it_is_packed_and_where_it_is_read_back(
+        self, frail, monkeypatch, tmp_path
+    ):
+        for module in (packing, notes):
+            monkeypatch.setattr(module, "DECODERS", frail)
+        source = Source("x", "here", ("a.jpg",), {}, np.full(1, ""), None, [b"CRASH"].__getitem__)
+        with pytest.raises(InputError, match="took the decoder down"):
+            packing.pack(source, tmp_path / "out", size=1)
+        known = notes.Known(notes.digest(b"CRASH"), decode.Facts(1, 1, 1, "uint8"))
+        with pytest.raises(InputError, match="took the decoder down"):
+            notes.Verified(source.read, source.names, [known])(0)
+
 
 class TestLives:
     def test_they_are_started_when_asked_for_and_end_when_closed(self):
@@ -251,7 +267,7 @@ class TestLives:
         assert os.getpgid(decoders.pids[0]) == decoders.pids[0] != os.getpgid(0)
 
     def test_one_that_nobody_asks_ends_and_no_picture_is_blamed(self):
-        bored = Decoders(program=f"from vitreous.data import processes; processes.IDLE = 0.01; {workers.MAIN}")
+        bored = Decoders(program=f"from vitreous.data import processes; processes.IDLE = 0.2; {workers.MAIN}")
         for _ in range(3):
             assert bored.read(SPEC, picture(0), "a")[0] == 0
             for child in bored._free:

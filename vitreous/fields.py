@@ -6,7 +6,7 @@ Configs are data: a field is a number, a word, a list of these or another such o
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -61,10 +61,10 @@ def fitted(value: Any, kind: Any) -> Any:
                 continue
         raise UnfitError(f"expected {' or '.join(map(_named, parts))}, got {_shown(value)}")
     if origin is Literal:
-        return _checked(value, lambda: isinstance(value, str) and value in parts, f"one of {', '.join(parts)}")
+        return _checked(value, isinstance(value, str) and value in parts, f"one of {', '.join(parts)}")
     if origin is tuple:
         several = len(parts) == 2 and parts[1] is ...
-        holds = lambda: isinstance(value, list | tuple) and (several or len(value) == len(parts))  # noqa: E731
+        holds = isinstance(value, list | tuple) and (several or len(value) == len(parts))
         _checked(value, holds, "a list" if several else f"a list of {len(parts)}")
         return tuple(fitted(v, parts[0] if several else part) for v, part in zip(value, _of(value, parts), strict=True))
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
@@ -74,19 +74,19 @@ def fitted(value: Any, kind: Any) -> Any:
             raise UnfitError(str(fault)) from None
     if kind is float:
         number = type(value) in (int, float) and abs(value) < MOST  # NaN is not
-        return float(_checked(value, lambda: number, WORDS[float]))
+        return float(_checked(value, number, WORDS[float]))
     if kind is int:
-        return _checked(value, lambda: type(value) is int and abs(value) < 1 << 63, WORDS[int])
+        return _checked(value, type(value) is int and abs(value) < 1 << 63, WORDS[int])
     kind = dict if origin is dict else kind
-    return value if kind is Any else _checked(value, lambda: type(value) is kind, WORDS.get(kind, str(kind)))
+    return value if kind is Any else _checked(value, type(value) is kind, WORDS.get(kind, str(kind)))
 
 
 def _of(value: Any, parts: tuple[Any, ...]) -> tuple[Any, ...]:
     return parts if parts[-1] is not ... else parts[:1] * len(value)
 
 
-def _checked(value: Any, holds: Callable[[], bool], expected: str) -> Any:
-    if not holds():
+def _checked(value: Any, holds: bool, expected: str) -> Any:
+    if not holds:
         raise UnfitError(f"expected {expected}, got {_shown(value)}")
     return value
 

@@ -7,11 +7,13 @@ answers every third request with a fault or half of what was asked: every pictur
 
 import io
 import json
+import sys
 import tarfile
 import threading
 import time
 from argparse import Namespace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +21,11 @@ from PIL import Image
 
 from vitreous.data import remote
 from vitreous.data.packing import pack
-from vitreous.data.shards import fuzz_shards
 from vitreous.data.sources import open_source
 from vitreous.errors import InputError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+from shard_bytes import open_bytes  # pyright: ignore
 
 COUNT = 100_000
 SLOWEST = 2.0  # seconds of the processor
@@ -38,7 +42,7 @@ def run(options: Namespace) -> bool:
         data = changed(corpus, rng)
         began = time.process_time()  # of the processor: a busy machine is no hang
         try:
-            fuzz_shards(data)
+            open_bytes(data)
             read += 1
         except InputError:
             refused += 1

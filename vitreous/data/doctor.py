@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from vitreous.data.decode import MAX_PIXELS, Facts, decode, inspect, thumbnail
+from vitreous.data.decode import MAX_PIXELS, Facts, decode, thumbnail
 from vitreous.data.notes import digest
 from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import find_leaks
@@ -74,7 +74,7 @@ def scan(
             return source.known[i].facts, source.known[i].digest, ""
         try:
             picture = source.read(i)
-            return _inspect(picture, source.names[i], max_pixels), digest(picture), ""
+            return DECODERS.inspect(picture, source.names[i], max_pixels), digest(picture), ""
         except InputError as fault:
             return None, "", str(fault)
 
@@ -196,12 +196,6 @@ def _fits(facts: Facts, max_pixels: int) -> bool:
     """Whether a picture is surely neither too large nor too small; others are looked at."""
     pixels = facts.height * facts.width
     return pixels >= 4 and pixels * max(4, facts.channels) <= max_pixels
-
-
-def _inspect(picture: bytes | np.ndarray, name: str, max_pixels: int) -> Facts:
-    if isinstance(picture, np.ndarray):
-        return inspect(picture, name, max_pixels)
-    return DECODERS.inspect(picture, name, max_pixels)
 
 
 def _thumbnail(picture: bytes | np.ndarray, name: str, max_pixels: int) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Parts of files behind HTTP, over connections that are kept: a new one for each picture would cost more than it."""
 
 import base64
+import functools
 import os
+import re
 import threading
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -41,7 +42,7 @@ def get_part(url: str, start: int, count: int) -> Part:
     Raises:
         StatusError: the server says no.
         OSError, HTTPException: the connection failed.
-        InputError: the server gives no parts of a file, or the file ends before `start`.
+        InputError: the server gives no parts of a file, or another than this, or the file ends before `start`.
     """
     headers = {"Range": f"bytes={start}-{start + count - 1}", "Accept-Encoding": "identity", "User-Agent": "vitreous"}
     for _ in range(MOST_REDIRECTS + 1):
@@ -49,9 +50,8 @@ def get_part(url: str, start: int, count: int) -> Part:
             raise InputError("the server sends on to what is no HTTP")
         where, headers["Authorization"] = _credentials(url)
         given = {name: value for name, value in headers.items() if value}
-        if urlsplit(where).scheme.lower() in urllib.request.getproxies():
-            return _through_proxy(where, given, start, count)
-        connection, reply = _asked(where, given)
+        proxied = urlsplit(where).scheme.lower() in urllib.request.getproxies()
+        connection, reply = (None, _through_proxy(where, given)) if proxied else _asked(where, given)
         try:
             if reply.status in _REDIRECTS and (to := reply.headers.get("Location")):
                 url = urljoin(where, to)
@@ -59,11 +59,12 @@ def get_part(url: str, start: int, count: int) -> Part:
                     raise InputError("the server sends on from https to where anybody could listen or change it")
                 continue
             part = _part(reply, start, count)
-            if reply.isclosed() and not reply.will_close:  # it was read to its end
+            if connection is not None and reply.isclosed() and not reply.will_close:  # it was read to its end
                 _keep(connection, where)
                 connection = None
             return part
         finally:
+            reply.close()
             if connection is not None:
                 connection.close()
     raise StatusError(reply.status, "too many redirections")  # pyright: ignore[reportPossiblyUnboundVariable]
@@ -79,12 +80,17 @@ def _part(reply: HTTPResponse, start: int, count: int) -> Part:
             "this server does not give parts of a file (HTTP ranges), which shards are read by. Put them on another "
             "one (nginx, Apache and all object stores give ranges), or download them"
         )
+    told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("Content-Range", ""), re.IGNORECASE)
+    if told is None or int(told[1]) != start:
+        raise InputError(
+            f"the server gives another part of the file than bytes from {start:,}: its Content-Range is "
+            f"{reply.headers.get('Content-Range')!r}"
+        )
     content = reply.read(count)
     if len(content) < min(count, int(reply.headers.get("Content-Length") or 0)):
         raise HTTPException("the connection broke off")
-    total = reply.headers.get("Content-Range", "").rpartition("/")[2]
     stamp = reply.headers.get("ETag") or reply.headers.get("Last-Modified") or ""
-    return Part(content, int(total) if total.isdigit() else 0, stamp)
+    return Part(content, 0 if told[2] == "*" else int(told[2]), stamp)
 
 
 def _asked(url: str, headers: dict[str, str]) -> tuple[HTTPConnection, HTTPResponse]:
@@ -140,15 +146,20 @@ def _credentials(url: str) -> tuple[str, str]:
     return urlunsplit((parts.scheme, host, parts.path, parts.query, "")), f"Basic {shown}" if at else ""
 
 
-def _through_proxy(url: str, headers: dict[str, str], start: int, count: int) -> Part:
-    request = urllib.request.Request(url)
-    for name, value in headers.items():  # what shows who asks is not for where the server sends on to
-        (request.add_unredirected_header if name == "Authorization" else request.add_header)(name, value)
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as reply:
-            return _part(reply, start, count)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:
-            raise InputError(f"it ends before byte {start:,}") from None
-        raise StatusError(error.code, str(error.reason)) from None
+class _AsItIs(urllib.request.HTTPErrorProcessor):
+    """Raises at no status and follows no redirection: `get_part` looks at both."""
+
+    def http_response(self, request: urllib.request.Request, response: HTTPResponse) -> HTTPResponse:
+        """The reply itself."""
+        return response
+
+    https_response = http_response
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_AsItIs)
+
+
+def _through_proxy(url: str, headers: dict[str, str]) -> HTTPResponse:
+    return _opener().open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)

@@ -4,13 +4,16 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitreous.data.decode import check_bytes
 from vitreous.data.splits import split_of
 from vitreous.data.tables import PATH_COLUMNS, Table, of_rows
 from vitreous.errors import InputError
+from vitreous.strict import open_regular
 
 _NAME = re.compile(r"hf://([\w.\-]+/[\w.\-]+|[\w.\-]+)(?::([\w.\-]+))?")
 
@@ -23,27 +26,36 @@ class _Rows:
     starts: np.ndarray
     column: str
     names: Sequence[str]
+    folders: tuple[str, ...]  # of the library, out of which no file is read
 
     def __call__(self, i: int) -> bytes:
         which = int(np.searchsorted(self.starts, i, side="right")) - 1
         picture = self.parts[which][i - int(self.starts[which])][self.column] or {}
         content = picture.get("bytes")
         if content is None and picture.get("path"):
-            try:
-                with open(picture["path"], "rb") as file:
-                    content = file.read()
-            except OSError as error:
-                raise InputError(f"{self.names[i]}: {picture['path']} cannot be read: {error.strerror}.") from error
+            content = self._read(picture["path"], self.names[i])
         if content is None:
             raise InputError(f"{self.names[i]} holds no picture.")
         return content
+
+    def _read(self, named: str, name: str) -> bytes:
+        """A file that was downloaded: a row may name any other."""
+        path = Path(os.path.realpath(named.replace("\0", "\ufffd")))
+        if not any(path.is_relative_to(folder) for folder in self.folders):
+            raise InputError(f"{name} names {path}: expected a picture in the data set, or a file downloaded with it.")
+        try:
+            with open_regular(path) as file:
+                check_bytes(os.fstat(file.fileno()).st_size, name)
+                return file.read()
+        except OSError as error:
+            raise InputError(f"{name}: {path} cannot be read: {error.strerror}.") from error
 
 
 def open_hub(data: str, target: Sequence[str], path_column: str | None, group: str | None) -> Table:
     """The data set hf://owner/name or hf://owner/name:config with all its splits.
 
     Raises:
-        InputError: the library is not there, the data set cannot be had, or it has no pictures or targets.
+        InputError: the library is not there, the data set cannot be loaded, or it has no pictures or targets.
     """
     found = _NAME.fullmatch(data)
     if not found:
@@ -57,7 +69,7 @@ def open_hub(data: str, target: Sequence[str], path_column: str | None, group: s
         splits = datasets.load_dataset(found[1], found[2])
     except Exception as error:  # of the library, the network, or the data set's own files
         reason = str(error).strip().splitlines()[0:1] or [type(error).__name__]
-        raise InputError(f"{data} cannot be had: {reason[0]}") from error
+        raise InputError(f"{data} cannot be loaded: {reason[0]}") from error
     return of_splits(splits, data, target, path_column, group)
 
 
@@ -88,8 +100,17 @@ def of_splits(
     names = tuple(f"{name}[{i}]" for name, part in parts.items() for i in range(len(part)))
     told = [split_of(name) or "" for name, part in parts.items() for _ in range(len(part))]
     starts = np.cumsum([0, *(len(part) for part in parts.values())])
-    read = _Rows(tuple(undecoded), starts, column, names)
+    read = _Rows(tuple(undecoded), starts, column, names, _folders())
     return of_rows(table, names, (), where, target, group, set(), read, told)
+
+
+def _folders() -> tuple[str, ...]:
+    """Where the library keeps what it downloads and unpacks."""
+    from datasets import config  # pyright: ignore[reportMissingImports]
+    from huggingface_hub.constants import HF_HUB_CACHE  # pyright: ignore[reportMissingImports]
+
+    own = config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, config.EXTRACTED_DATASETS_PATH
+    return tuple(map(os.path.realpath, (*own, HF_HUB_CACHE)))
 
 
 def _table(part: Any, rows: int) -> Any:

@@ -31,6 +31,7 @@ FORMAT = 1
 FIELDS = ("cls", "json", "txt")
 LARGEST_FIELD = 1 << 20  # bytes of one such member; larger ones are passed over
 LARGEST_INDEX = 16 << 30  # bytes
+WHOLE = 512 << 20  # bytes of an index far away that is read at once; of a larger one, ranges are
 NEAR, FAR = 1 << 13, 1 << 16  # bytes that a read of headers brings at least, of a file here and one behind a network
 CACHED = 1_000  # members from which on the index of a file here is worth keeping
 KEPT = 10_000  # indexes in the cache; those that were not used for longest go
@@ -85,6 +86,8 @@ def index_shards(places: Sequence[str], index: Index | None = None) -> list[Shar
             found = list(pool.map(look, missing))
     else:
         found = list(map(look, missing))
+    if missing:
+        _prune()
     faults = [fault for fault in found if isinstance(fault, str)]
     if faults:
         raise InputError(faults[0]) if len(faults) == 1 else InputError.listing("Shards cannot be read:", faults)
@@ -93,7 +96,10 @@ def index_shards(places: Sequence[str], index: Index | None = None) -> list[Shar
 
 
 def index_shard(place: str, keep: bool = True) -> Shard:
-    """The index of one shard, from the cache or its headers, and whether to keep it then. Raises `InputError`."""
+    """The index of one shard, from the cache or its headers; `keep`: whether to store it in the cache.
+
+    Raises `InputError`.
+    """
     try:
         status = stat(place)
         kept = _cache_file(place, status)
@@ -115,13 +121,7 @@ def index_shard(place: str, keep: bool = True) -> Shard:
         with suppress(OSError):  # a cache that cannot be written is no reason to stop
             kept.parent.mkdir(parents=True, exist_ok=True)
             write_index(kept, [shard], [os.path.basename(place)])
-            _prune(kept.parent)
     return shard
-
-
-def index_bytes(content: bytes, place: str) -> Shard:
-    """The index of a shard that is held in memory."""
-    return _indexed(place, lambda start, count: content[start : start + count], len(content), NEAR)
 
 
 def write_index(path: Path, shards: Sequence[Shard], names: Sequence[str], facts: dict[str, Any] | None = None) -> None:
@@ -148,7 +148,7 @@ def read_index(place: str) -> Index:
     file = parquet_file(place)
     if file.size > LARGEST_INDEX:
         raise InputError(f"{file.name} has {file.size:,} bytes, more than any index")
-    if file.read is not None:  # once, not for each shard
+    if file.read is not None and file.size <= WHOLE:  # once, not for each shard
         content = file.read(0, file.size)
         file = replace(file, read=lambda start, count: content[start : start + count])
     try:
@@ -260,12 +260,16 @@ def _end(shard: Shard) -> int:
     return int((shard.offsets + np.maximum(shard.sizes, 0)).max()) if len(shard.names) else 0
 
 
-def _cache_file(place: str, status: Stat) -> Path:
+def _cache() -> Path:
     from vitreous.data.store import cache_root  # which itself reads sources
 
+    return cache_root() / "shards"
+
+
+def _cache_file(place: str, status: Stat) -> Path:
     where = place if is_url(place) else os.path.abspath(place)
     key = f"{FORMAT} {where} {status.size} {status.stamp}".encode("utf-8", "surrogateescape")
-    return cache_root() / "shards" / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.index"
+    return _cache() / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.index"
 
 
 def _from_cache(kept: Path, place: str, status: Stat) -> Shard | None:
@@ -279,7 +283,8 @@ def _from_cache(kept: Path, place: str, status: Stat) -> Shard | None:
     return None
 
 
-def _prune(folder: Path) -> None:
-    kept = sorted(folder.glob("*.index"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in kept[KEPT:]:
-        path.unlink(missing_ok=True)
+def _prune() -> None:
+    with suppress(OSError):  # another process prunes too
+        kept = sorted(_cache().glob("*.index"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in kept[KEPT:]:
+            path.unlink(missing_ok=True)

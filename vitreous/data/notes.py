@@ -8,12 +8,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from vitreous.data.decode import DEPTHS, Facts, inspect
+from vitreous.data.decode import DEPTHS, Facts
 from vitreous.data.splits import SPLITS
+from vitreous.data.workers import DECODERS
 from vitreous.errors import InputError
 
 NOTE = "vitreous"  # the field of a sample's JSON, and the column of a table, that holds the note
-_NO_LIMIT = 1 << 62  # of pixels: a header is no pixel
+NO_LIMIT = 1 << 62  # of pixels: a header is no pixel
 
 
 def digest(picture: bytes | np.ndarray) -> str:
@@ -100,7 +101,8 @@ class Verified:
     def __call__(self, i: int) -> "bytes | np.ndarray":
         """A picture. Raises `InputError` where it is another than the one that was packed."""
         picture, known = self.read(i), self.known[i]
-        if digest(picture) != known.digest or inspect(picture, self.names[i], _NO_LIMIT) != known.facts:
+        same = digest(picture) == known.digest
+        if not same or DECODERS.inspect(picture, self.names[i], NO_LIMIT) != known.facts:
             raise InputError(
                 f"{self.names[i]} is not what was packed: its content has changed, or is damaged. Pack the data anew, "
                 "or get the shard anew."

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitreous.data.decode import inspect
 from vitreous.data.folders import PICTURE_SUFFIXES
 from vitreous.data.index import INDEX, index_shard, write_index
-from vitreous.data.notes import NOTE, Known, Note, digest
+from vitreous.data.notes import NO_LIMIT, NOTE, Known, Note, digest
 from vitreous.data.sources import Source
 from vitreous.data.splits import SPLITS
 from vitreous.data.store import in_order
+from vitreous.data.workers import DECODERS
 from vitreous.errors import InputError
 from vitreous.files import write_whole
 
@@ -33,7 +33,6 @@ SIZE = "1GB"  # of a shard
 ROW_GROUP = 16 << 20  # bytes of pictures that a Parquet row group holds: what is read to read one of them
 MOST_CLASSES = 10_000  # text with more different values stays text in Parquet
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_ANY = 1 << 62  # pixels
 _SUFFIXES = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG", "png"),
@@ -200,7 +199,7 @@ def _sample(source: Source, i: int, titles: Sequence[str]) -> _Sample | str:
     name = source.names[i]
     try:
         content, suffix = _encoded(source.read(i), name)
-        known = Known(digest(content), inspect(content, name, _ANY))
+        known = Known(digest(content), DECODERS.inspect(content, name, NO_LIMIT))
     except InputError as fault:
         return str(fault)
     fields = {title: _plain(column[i]) for title, column in source.columns.items()}

@@ -163,8 +163,8 @@ def schema(file: Callable[[], Any], most: int) -> "tuple[None, pa.Table]":
 
 
 def light(file: Callable[[], Any], most: int) -> "tuple[dict[str, Any], pa.Table]":
-    """All columns but what they hold in bytes, of which there are nulls; and of each such column where the bytes are
-    in the file, and in parts of which rows it is read: group, first row and rows of each, and whether some are null.
+    """All columns, with null in place of bytes; and, for each column of bytes, its path in the file and the parts it is
+    read in: group, first row and rows of each, and whether some are null.
     """
     import pyarrow as pa
 

@@ -126,12 +126,13 @@ class Processes:
 
     def ask(self, name: str, talk: Callable[["Child"], T]) -> T:
         """What `talk` hears from a child. Raises `InputError` with the name of the file where that ends the child."""
-        deaths = 0
+        deaths, anew = 0, False
         while True:
             try:
-                return self.ask_once(talk, anew=deaths > 0)  # others that are free may have died with the first
+                return self.ask_once(talk, anew)
             except GoneError as gone:
-                deaths += gone.code != 0  # with 0 it ended itself at this very moment, as nobody had asked for long
+                deaths += anew or gone.code != 0  # one that was free may have ended itself with 0 at this very moment
+                anew = True  # others that are free may have died with the first
                 if gone.late or deaths == 2:  # one death may be another's fault: too little memory for all, a kill
                     raise InputError(f"{name}: {self._why(gone)}") from None
 
@@ -175,7 +176,7 @@ class Processes:
             threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def _watch(self) -> NoReturn:
-        """Ends children that neither answer nor end themselves, nor take what is said to them."""
+        """Kills children that do not answer in time, or do not read what is sent."""
         while True:
             time.sleep(self.seconds)
             for child in list(self._asked):
@@ -226,7 +227,7 @@ class Child(Line):
             self.ready, self.asked = True, time.monotonic()
 
     def say(self, words: Any, *data: bytes | memoryview) -> None:
-        """Asks, or answers what it asks."""
+        """Sends a question, or the answer to one of the child's."""
         self.until = time.monotonic() + PATIENCE * self.seconds
         super().say(words, *data)
         self.flush()
@@ -306,7 +307,7 @@ def _bound(memory: int) -> int:
 def within(seconds: float) -> Iterator[Callable[[], object]]:
     """Ends this process when the block takes longer, whatever it does: no Python has to run for that.
 
-    What it gives begins the seconds anew.
+    Call what it yields to restart the clock.
     """
     if os.name == "nt":
         with open(os.devnull, "w") as nowhere:

@@ -16,6 +16,7 @@ from http.client import HTTPException
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from vitreous.data.folders import is_hidden
 from vitreous.data.http import StatusError, get_part
 from vitreous.errors import InputError
 
@@ -100,7 +101,7 @@ def listed(place: str, suffix: str) -> list[str]:
         paths = retried(shown(place), lambda: fs.find(root))
         prefix = root.rstrip("/") + "/"
         found = [path[path.index(prefix) + len(prefix) :] for path in map(str, paths) if prefix in path]
-    names = [name for name in found if name.lower().endswith(suffix) and not any(map(_hidden, name.split("/")))]
+    names = [name for name in found if name.lower().endswith(suffix) and not any(map(is_hidden, name.split("/")))]
     return sorted(names)
 
 
@@ -201,10 +202,6 @@ def _said(error: Exception) -> str:
 
 def _is_http(place: str) -> bool:
     return place.lower().startswith(("http://", "https://"))
-
-
-def _hidden(part: str) -> bool:
-    return part.startswith(".")
 
 
 def _filesystem(place: str) -> tuple[Any, str]:

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,29 +29,51 @@ class RowGroups:
         self.files, self.column, self.parts = tuple(files), column, tuple(parts)
         self.starts = np.concatenate([[0], np.cumsum([rows for *_, rows, _ in parts], dtype=np.int64)])
         self.key = os.urandom(8).hex()  # of what processes keep for this
-        self._lock: Any = threading.Lock()
-        self._held: OrderedDict[int, pa.Array] = OrderedDict()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()  # of the other two
+        self._held: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._reading: defaultdict[tuple[int, int], threading.Lock] = defaultdict(threading.Lock)  # file, row group
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None, "_held": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_held", "_reading")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _held=OrderedDict())
+        self.__dict__.update(state)
+        self._begin()
 
     def __call__(self, i: int) -> bytes:
         """The bytes of a picture. Raises `InputError` where there are none."""
         which = int(np.searchsorted(self.starts, i, side="right")) - 1
         row = i - int(self.starts[which])
-        with self._lock:
-            column = self._held[which] = self._held.pop(which, None) or self.part(which)
-            while len(self._held) > 2 and sum(one.nbytes for one in self._held.values()) > HELD:
-                self._held.popitem(last=False)
+        file, group, start, _, _ = self.parts[which]
+        column = self._kept(which)
+        if column is None:
+            with self._lock:
+                reading = self._reading[file, group]
+            with reading:  # who wants of the same row group waits, as then it is decoded, or read, already
+                column = self._kept(which)
+                if column is None:
+                    column = self.part(which)
+                    self._keep(which, column)
         picture = column[row].as_py() if row < len(column) else None
         if picture is None:
-            file, group, start, _, _ = self.parts[which]
             where = f"{self.files[file].name}: row {start + row + 1} of row group {group + 1}"
             raise InputError(f"{where} holds no picture.")
         return picture
+
+    def _kept(self, which: int) -> "pa.ChunkedArray | None":
+        with self._lock:
+            if which in self._held:
+                self._held.move_to_end(which)
+            return self._held.get(which)
+
+    def _keep(self, which: int, column: "pa.ChunkedArray") -> None:
+        with self._lock:
+            self._held[which] = column
+            while len(self._held) > 2 and sum(one.nbytes for one in self._held.values()) > HELD:
+                self._held.popitem(last=False)
 
     def part(self, which: int) -> "pa.ChunkedArray":
         """The pictures of a part."""

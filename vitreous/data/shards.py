@@ -6,7 +6,7 @@ a range, whatever the order; threads, processes and a resumed run need no state.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from vitreous.data.decode import check_bytes
 from vitreous.data.folders import class_folders, is_hidden, is_picture, wrapper
-from vitreous.data.index import FIELDS, Shard, index_bytes
+from vitreous.data.index import FIELDS, Shard
 from vitreous.data.notes import NOTE, Note
 from vitreous.data.places import splits_of_files
 from vitreous.data.remote import read_range, shown
@@ -41,9 +41,10 @@ class Ranges:
         check_bytes(size, self.names[i])
         try:
             content = read_range(place, int(self.offsets[i]), size)
-        except (OSError, InputError) as error:
-            fault = error.strerror if isinstance(error, OSError) else error
-            raise InputError(f"{self.names[i]} in {shown(place)} cannot be read: {fault}.") from error
+        except InputError as error:
+            raise InputError(f"{self.names[i]}: {error}") from error
+        except OSError as error:
+            raise InputError(f"{self.names[i]} in {shown(place)} cannot be read: {error.strerror}.") from error
         if len(content) < size:
             raise InputError(f"{self.names[i]} in {shown(place)} is cut off: {len(content):,} of {size:,} bytes.")
         return content
@@ -90,7 +91,7 @@ def open_shards(
     taken = set() if target else _left_out(table)
     notes = notes if len(notes) == len(samples) else []
     found = of_rows(table, read.names, notes, where, target, group, taken, read, told)
-    return "shards", Table(**{**vars(found), "ignored": tuple(ignored)})
+    return "shards", replace(found, ignored=tuple(ignored))
 
 
 def open_members(shards: Sequence[Shard], names: Sequence[str], where: str) -> Ranges:
@@ -105,13 +106,6 @@ def open_members(shards: Sequence[Shard], names: Sequence[str], where: str) -> R
     if not chosen:
         raise InputError(f"{where} holds no pictures.")
     return _ranges(shards, names, chosen)
-
-
-def fuzz_shards(data: bytes) -> None:
-    """Reads bytes as a shard, as far as it goes without decoding a picture. Raises `InputError` alone."""
-    shard = index_bytes(data, "fuzzed.tar")
-    _, table = open_shards([shard], ["fuzzed.tar"], "fuzzed.tar", (), None)
-    assert len(table.names) == len(table.splits)
 
 
 def _samples(shards: Sequence[Shard], names: Sequence[str], where: str) -> tuple[list[_Sample], list[str]]:

@@ -47,12 +47,12 @@ class Decoders(Processes):
             return self.ask_once(lambda child: _converse(child, "read", spec.text, pictures, names, kinds))
         return [self._alone("read", spec.text, *one, kinds) for one in zip(pictures, names, strict=True)]
 
-    def inspect(self, picture: bytes, name: str, max_pixels: int) -> Facts:
-        """What `decode.inspect` tells of a file's bytes. Raises `InputError`.
+    def inspect(self, picture: bytes | np.ndarray, name: str, max_pixels: int) -> Facts:
+        """What `decode.inspect` tells of a file's bytes, or of an array. Raises `InputError`.
 
-        A header that Python reads, of a file that is not large, can do no harm, and stays in this process.
+        An array, and a header that Python reads, of a file that is not large, can do no harm, and stay in this process.
         """
-        if len(picture) <= SMALL and is_read_by_python(picture):
+        if isinstance(picture, np.ndarray) or (len(picture) <= SMALL and is_read_by_python(picture)):
             return inspect(picture, name, max_pixels)
         return self._one("inspect", max_pixels, picture, name)
 
