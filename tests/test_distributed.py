@@ -17,6 +17,8 @@ import vitreous
 from vitreous.data.batches import divide_rows
 from vitreous.errors import InputError
 from vitreous.model.vit import build
+from vitreous.rundir import RunDir
+from vitreous.training import train
 from vitreous.training.distributed import ALONE, World, joined
 from vitreous.training.journal import read_rows
 from vitreous.training.planner import make_plan
@@ -53,6 +55,40 @@ class TestAlone:
         monkeypatch.delenv("RANK", raising=False)
         with pytest.raises(InputError, match="RANK"), joined():
             pass
+
+
+class TestStartedAgain:
+    """What torchrun has started again, before the first step: it removes what it had begun, and nothing else."""
+
+    @pytest.fixture(autouse=True)
+    def again(self, monkeypatch):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+
+    def begun(self, folder: Path) -> bool:
+        return train._was_begun(TrainConfig(), folder)
+
+    @pytest.mark.parametrize(
+        "names", [[".git/HEAD"], ["config.json", "log.txt"], ["last/mine.txt"], ["last/", "notes/"]]
+    )
+    def test_a_folder_of_the_users_stays(self, tmp_path, names):
+        for name in names:
+            path = tmp_path / "own" / name
+            (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+            if not name.endswith("/"):
+                path.write_text("mine")
+        before = sorted((tmp_path / "own").rglob("*"))
+        assert not self.begun(tmp_path / "own")
+        assert sorted((tmp_path / "own").rglob("*")) == before
+        with pytest.raises(InputError, match="expected a new or empty folder"):
+            RunDir.check_free(tmp_path / "own")
+
+    def test_a_run_without_a_step_makes_room(self, tmp_path):
+        run = RunDir.create(tmp_path / "run")
+        run.write_json("config.json", {})
+        for name in ("log.txt", ".batch.png-0123abcd.tmp", "last/.step-000000000.safetensors-0123abcd.tmp"):
+            (run.path / name).touch()
+        assert not self.begun(run.path)
+        assert not run.path.exists()
 
 
 @pytest.fixture(scope="module")

@@ -90,11 +90,14 @@ class TestFolder:
         with RunDir(run.path).held():
             pass
 
-    def test_discard_removes_all(self, tmp_path):
+    def test_one_without_a_step_is_discarded_but_for_what_is_not_its_own(self, tmp_path):
         run = made(tmp_path)
-        run.save(checkpoint(1))
         discard(run.path)
         assert list(tmp_path.iterdir()) == []
+        made(tmp_path)
+        (run.path / ".git").mkdir()
+        discard(run.path)
+        assert [path.name for path in run.path.iterdir()] == [".git"]
 
 
 class TestJson:

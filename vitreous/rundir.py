@@ -17,7 +17,6 @@ import io
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ T = TypeVar("T")
 FORMAT = 1  # of the run directory; one that this version cannot read is refused
 SPLITS = ("train", "validation", "test")
 KINDS = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+FIRST_FILES = ("log.txt", "split.csv", "plan.json", "config.json", "initial.safetensors", "batch.png")  # before a step
 KEPT = 2  # checkpoints in last/: the newest, and the one before it
 
 
@@ -298,9 +298,21 @@ class RunDir:
                     yield entry.path
 
 
+def never_trained(path: Path) -> bool:
+    """Whether a folder is a run directory that never got to its first step, and holds nothing else."""
+    found = [*path.glob("*"), *path.glob("last/*")]
+    ours = all(one.name in ("last", *FIRST_FILES) or one.match(".*.tmp") for one in found)
+    return ours and (path / "last").is_dir()  # which `create` makes before all else
+
+
 def discard(path: Path) -> None:
-    """Removes a run directory that never got to its first step."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Removes a run directory that never got to its first step, by the names of its files: what else is there stays."""
+    RunDir(path).clean()
+    with suppress(OSError):
+        for name in FIRST_FILES:
+            (path / name).unlink(missing_ok=True)
+        (path / "last").rmdir()
+        path.rmdir()
 
 
 def _finite(values: Any) -> Any:

@@ -24,7 +24,7 @@ from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
 from vitreous.model.vit import VisionTransformer, build, count_macs, count_parameters
 from vitreous.model.weights import adapt, import_weights
-from vitreous.rundir import FORMAT, RunDir, discard
+from vitreous.rundir import FORMAT, RunDir, discard, never_trained
 from vitreous.training import figures, gallery
 from vitreous.training.distributed import ALONE, World, joined, restarted
 from vitreous.training.incidents import StepError
@@ -37,9 +37,6 @@ from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
 from vitreous.training.steps import training_batches
-
-# Before any step.
-FIRST_FILES = {"last", "log.txt", "split.csv", "plan.json", "config.json", "initial.safetensors", "batch.png"}
 
 
 def train(
@@ -216,7 +213,7 @@ def _was_begun(config: TrainConfig, out: str | Path | None) -> bool:
     if not restarted() or not folder.is_dir():
         return False
     if not any(folder.glob("last/step-*")):
-        if all(path.name.startswith(".") or path.name in FIRST_FILES for path in folder.iterdir()):
+        if never_trained(folder):
             with RunDir(folder).held():
                 pass  # another process does not begin a run there
             discard(folder)
