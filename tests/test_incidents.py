@@ -208,6 +208,14 @@ class TestTheAccount:
         incidents.keep(0)
         assert not incidents.path.exists()
 
+    def test_of_a_large_batch_with_long_names_is_read_again(self, tmp_path):
+        incidents, names = Incidents(tmp_path), [f"{number:0200}.png" for number in range(1024)]
+        incidents.add(1, "odd", pictures=names)
+        before = incidents.path.read_bytes()
+        assert len(before) > 131_072
+        incidents.keep(1)
+        assert incidents.path.read_bytes() == before
+
     def test_no_name_becomes_a_formula(self, tmp_path):
         Incidents(tmp_path).add(1, "odd", None, None, ["=1+1.png"], ["@a.png"])
         assert b",'=1+1.png,'@a.png\n" in (tmp_path / "incidents.csv").read_bytes()

@@ -1,9 +1,10 @@
 """Files on disk: written whole or not at all, or held; and cells of tables that a spreadsheet takes for no formula."""
 
+import csv
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 # What a spreadsheet takes for the start of a formula, at once or after the marks that keep it from that.
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+LONGEST = 1 << 30  # characters of a cell, where csv by itself reads 131,072: one may name a whole batch
 FAR = 1 << 30  # Windows locks bytes, and lets nobody write to them: one that no file here has
 
 
@@ -26,6 +28,12 @@ def guarded(cell: str) -> str:
 def unguarded(cell: str) -> str:
     """The text that `guarded` made this of."""
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
+
+
+def csv_rows(lines: Iterable[str], strict: bool = True) -> Iterator[list[str]]:
+    """The rows of a CSV, of cells of any length. Raises `csv.Error`; not `strict`, it takes what it can get."""
+    csv.field_size_limit(LONGEST)
+    return csv.reader(lines, strict=strict)
 
 
 def write_atomically(target: Path, content: bytes) -> None:

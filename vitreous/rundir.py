@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitreous.errors import InputError
-from vitreous.files import guarded, held, unguarded, write_atomically, write_whole
+from vitreous.files import csv_rows, guarded, held, unguarded, write_atomically, write_whole
 from vitreous.strict import Header, open_regular, read_json, read_safetensors, safetensors_header
 
 T = TypeVar("T")
@@ -178,7 +178,7 @@ class RunDir:
         try:
             with open_regular(path) as file:
                 text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
-                titles, *rows = csv.reader(text, strict=True)
+                titles, *rows = csv_rows(text)
             fit = all(len(row) == 3 and set(row[1]) <= set("0123456789abcdef") and row[2] in SPLITS for row in rows)
             if titles != ["path", "digest", "split"] or not fit:
                 raise ValueError(f"expected path, hexadecimal digest, and one of {', '.join(SPLITS)} in every row")

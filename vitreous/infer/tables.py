@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
-from vitreous.files import guarded, unguarded, write_whole
+from vitreous.files import csv_rows, guarded, unguarded, write_whole
 from vitreous.infer.predictor import Prediction
 
 CHUNK = 4096  # rows that Parquet groups
@@ -180,10 +180,9 @@ class CSV:
                 lines.append(line)
                 yield line.decode("utf-8", "surrogateescape")
 
-        csv.field_size_limit(1 << 30)  # the classes that are plausible may be thousands
         titles: list[str] = []
         try:
-            for cells in csv.reader(texts(), strict=True):
+            for cells in csv_rows(texts()):
                 content = b"".join(lines)
                 lines.clear()
                 if not content.endswith(b"\n"):

@@ -6,13 +6,14 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from vitreous.errors import InputError
-from vitreous.files import guarded, write_atomically
+from vitreous.files import csv_rows, guarded, write_atomically
 from vitreous.training.health import Vital
 
 COLUMNS = ("step", "what", "loss", "norm", "pixels", "rate", "suspects", "pictures")
@@ -26,11 +27,17 @@ class Incidents:
         self.path, self.mute = folder / "incidents.csv", mute
 
     def keep(self, count: int) -> None:
-        """Drops the rows after the first `count`: a run that goes on from a checkpoint comes to them again."""
+        """Drops the rows after the first `count`: a run that goes on from a checkpoint comes to them again.
+
+        Raises `InputError` for a file that is no such table.
+        """
         if self.mute or not self.path.exists():
             return
-        with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = list(csv.reader(file))[1 : count + 1]
+        try:
+            with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+                rows = list(islice(csv_rows(file, strict=False), 1, count + 1))
+        except csv.Error as fault:
+            raise InputError(f"{self.path} is damaged ({fault}): move it away, and the run goes on") from None
         if rows:
             write_atomically(self.path, _text([COLUMNS, *rows]))
         else:
