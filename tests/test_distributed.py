@@ -15,14 +15,15 @@ from safetensors.torch import load_file, save_file
 
 import vitreous
 from vitreous.data.batches import divide_rows
-from vitreous.errors import InputError
+from vitreous.errors import ElsewhereError, InputError
 from vitreous.model.vit import build
 from vitreous.rundir import RunDir
 from vitreous.training import train
-from vitreous.training.distributed import ALONE, World, joined
+from vitreous.training.distributed import ALONE, World, _loss, joined
 from vitreous.training.journal import read_rows
 from vitreous.training.planner import make_plan
 from vitreous.training.recipe import TrainConfig
+from vitreous.verbs.output import speaks
 
 
 class TestRows:
@@ -55,6 +56,48 @@ class TestAlone:
         monkeypatch.delenv("RANK", raising=False)
         with pytest.raises(InputError, match="RANK"), joined():
             pass
+
+    @pytest.mark.parametrize(
+        ("variables", "expected"),
+        [
+            ({}, True),
+            ({"RANK": "1"}, True),  # of something else than torchrun
+            ({"RANK": "1", "WORLD_SIZE": "1"}, True),
+            ({"RANK": "0", "WORLD_SIZE": "2"}, True),
+            ({"RANK": "1", "WORLD_SIZE": "2"}, False),
+        ],
+    )
+    def test_the_first_of_several_speaks_and_one_that_is_alone(self, monkeypatch, variables, expected):
+        for name in ("RANK", "WORLD_SIZE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert speaks() == expected
+
+
+class TestFailing:
+    def test_where_the_first_in_turn_fails_the_others_end(self):
+        store = torch.distributed.HashStore()
+        first, second = (World(rank, 2, rank, store=store) for rank in (0, 1))
+
+        def fail() -> None:
+            raise InputError("what the first one met")
+
+        with pytest.raises(InputError, match="what the first one met"):
+            first.in_turn(fail)
+        with pytest.raises(ElsewhereError):
+            second.in_turn(lambda: None)
+
+    @pytest.mark.parametrize(
+        ("text", "lost"),
+        [
+            ("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1", True),
+            ("The TCPStore is gone", True),
+            ("the weights cannot be restored", False),
+        ],
+    )
+    def test_what_says_that_a_process_is_gone_is_told_from_other_faults(self, text, lost):
+        assert bool(_loss(RuntimeError(text))) == lost
 
 
 class TestStartedAgain:

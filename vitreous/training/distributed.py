@@ -16,6 +16,7 @@ Tested: gloo on CPUs, 1, 2 and 4 processes on one machine. Not tested: NCCL, sev
 
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -35,7 +36,8 @@ from vitreous.training.journal import Journal
 
 COLLECTIVE = timedelta(minutes=30)  # after which a process is given up that does not take part in a sum or a broadcast
 PATIENCE = timedelta(days=1)  # the same for what one does for all, such as decoding the pictures
-LOST = ("gloo", "nccl", "connection", "store", "timed out", "socket")  # words of what PyTorch says of a process gone
+# What PyTorch says of a process that is gone; a fault that is "restored" or "stored" is another.
+LOST = re.compile(r"gloo|nccl|connection|\b(tcp)?store\b|timed out|socket", re.IGNORECASE)
 T = TypeVar("T")
 
 
@@ -74,15 +76,22 @@ class World:
         return json.loads(self.from_rank(0, text))
 
     def in_turn(self, make: Callable[[], T]) -> T:
-        """What each process makes for itself, after the first process of its machine has: it finds that one's cache."""
+        """What each process makes for itself, after the first process of its machine has: it finds that one's cache.
+        Where that one fails, they end with `ElsewhereError`.
+        """
         if self.size == 1:
             return make()
         key = f"turn/{next(self._turns)}/{self.node}"
         if self.local_rank:
-            self._wait(key)
-        made = make()
-        if not self.local_rank:
-            self.store.set(key, "made")
+            if self._wait(key) != b"made":
+                raise ElsewhereError
+            return make()
+        try:
+            made = make()
+        except BaseException:
+            self.store.set(key, "failed")
+            raise
+        self.store.set(key, "made")
         return made
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -234,7 +243,7 @@ def _meet(world: World) -> World:
 def _loss(fault: BaseException | None) -> str:
     """What PyTorch says of a process that is gone, where that is what lies behind a fault; else ""."""
     while fault is not None:
-        if isinstance(fault, RuntimeError) and any(word in str(fault).lower() for word in LOST):
+        if isinstance(fault, RuntimeError) and LOST.search(str(fault)):
             return str(fault).strip().splitlines()[0]
         fault = fault.__cause__
     return ""

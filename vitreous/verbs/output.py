@@ -9,7 +9,7 @@ from vitreous.infer.predictor import Prediction
 
 def speaks() -> bool:
     """Whether this process is the one that speaks: the first of those that torchrun started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def print_json(values: Any) -> None:
