@@ -312,6 +312,9 @@ UNSOUND = {
         b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
         bytes(4),
     ),
+    "with many names, the last twice": safetensors(
+        b"{" + b",".join(b'"%d":0' % min(n, 199_998) for n in range(200_000)) + b"}"
+    ),
     "beyond the file": safetensors({"a": entry([1 << 30], 0, 4 << 30)}, bytes(4)),
     "of an unknown type": safetensors({"a": entry([1], 0, 4, "os.system")}, bytes(4)),
     "of a negative shape": safetensors({"a": entry([-1, -1], 0, 4)}, bytes(4)),

@@ -13,6 +13,7 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -94,8 +95,8 @@ def parse_json(text: bytes | str, name: str, most: int = MOST_JSON) -> dict[str,
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)[:200]!r} twice")
+        times = Counter(name for name, _ in pairs)
+        raise ValueError(f"it names {next(name for name in times if times[name] > 1)[:200]!r} twice")
     return values
 
 
