@@ -12,6 +12,7 @@ import torch
 from forks import Forked
 from making import PATIENCE
 from safetensors.torch import load_file, save_file
+from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 import vitreous
 from vitreous.data.batches import divide_rows
@@ -77,7 +78,7 @@ class TestAlone:
 
 class TestFailing:
     def test_where_the_first_in_turn_fails_the_others_end(self):
-        store = torch.distributed.HashStore()
+        store = HashStore()
         first, second = (World(rank, 2, rank, store=store) for rank in (0, 1))
 
         def fail() -> None:

@@ -1,6 +1,7 @@
 """pack: what is trained on the shards is what would be trained on the folder, to the bit."""
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -217,12 +218,17 @@ class TestFaults:
             pack(open_source(folder), tmp_path / "out", size=1 << 30)
         assert not list(tmp_path.iterdir())
 
-    def test_what_a_pack_that_was_killed_left_is_removed_by_the_next(self, folder, packed, tmp_path):
-        (tmp_path / ".out.partial").mkdir()
-        (tmp_path / ".out.partial/train-000009.tar").write_bytes(b"half")
+    def test_what_a_killed_pack_left_goes_a_day_later_and_what_another_writes_stays(self, folder, packed, tmp_path):
+        for name in ("forsaken", "fresh"):
+            half = tmp_path / f".out-{name}.partial" / "train-000009.tar"
+            half.parent.mkdir()
+            half.write_bytes(b"half")
+            if name == "forsaken":
+                for path in (half, half.parent):
+                    os.utime(path, (0, 0))
         (tmp_path / "out").mkdir()
         pack(open_source(folder), tmp_path / "out", size=1 << 30, pictures=9)
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".out-fresh.partial", "out"]
         assert making.tree(tmp_path / "out") == {str(tmp_path / "out" / p.name) for p in packed["tar"].iterdir()}
 
     @pytest.mark.parametrize("at", ["picture", "note"])

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -168,7 +168,7 @@ class TrainingBatches:
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
         return Batch(pixels, targets, numbers, rows, self.rank)
 
-    def steps(self, start: int, stop: int, workers: int) -> Iterator[Batch]:
+    def steps(self, start: int, stop: int, workers: int) -> Generator[Batch, None, None]:
         """Batches of the steps from `start` up to `stop`; `workers` threads make them ahead, 0 makes them in place."""
         return in_order(self.make, range(start, stop), workers)
 

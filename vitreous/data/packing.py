@@ -4,14 +4,17 @@ Files go in as they are, byte for byte. Beside each goes a note (see `notes.py`)
 facts, so that what is trained on the shards is trained on the same pictures, in the same order, split the same way.
 """
 
+import glob
 import io
 import itertools
 import json
 import os
 import re
+import secrets
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,7 @@ from vitreous.data.index import INDEX, index_shard, write_index
 from vitreous.data.notes import NO_LIMIT, NOTE, Known, Note, digest
 from vitreous.data.sources import Source
 from vitreous.data.splits import SPLITS
-from vitreous.data.store import in_order
+from vitreous.data.store import in_order, remove_forsaken
 from vitreous.data.workers import DECODERS
 from vitreous.errors import InputError
 from vitreous.files import write_whole
@@ -106,34 +109,36 @@ def pack(
     if len(set(titles)) < len(titles) or NOTE in titles:
         raise InputError(f"{out}: expected different names of targets and group, and none called {NOTE}: {titles}.")
     write = _Parquet(source, titles).write if form == "parquet" else _write_tar
-    partial = out.with_name(f".{out.name}.partial")  # OUT appears with all that is in it
-    shutil.rmtree(partial, ignore_errors=True)  # of a pack that was killed
+    remove_forsaken(out.parent, f".{glob.escape(out.name)}-*.partial")
+    partial = out.with_name(f".{out.name}-{secrets.token_hex(4)}.partial")  # OUT appears with all that is in it
     partial.mkdir(parents=True)
     faults: list[str] = []
     written: list[Path] = []
     counts = dict.fromkeys(SPLITS, 0)
     done = 0
 
-    def read(numbers: np.ndarray) -> Iterator[_Sample]:
+    def read(numbers: np.ndarray) -> Generator[_Sample, None, None]:
         nonlocal done
-        for found in in_order(lambda i: _sample(source, i, titles), numbers.tolist(), threads):
-            done += 1
-            progress(done)
-            if isinstance(found, str):
-                faults.append(found)
-            elif not faults or skip_bad:  # otherwise no more than a list of the others is wanted
-                yield found
+        with closing(in_order(lambda i: _sample(source, i, titles), numbers.tolist(), threads)) as results:
+            for found in results:
+                done += 1
+                progress(done)
+                if isinstance(found, str):
+                    faults.append(found)
+                elif not faults or skip_bad:  # otherwise no more than a list of the others is wanted
+                    yield found
 
     try:
         for split in SPLITS:
             numbers = np.flatnonzero(np.isin(source.splits, (split, "") if split == "train" else (split,)))
-            samples = _Ahead(read(numbers))
-            for number in itertools.count():
-                if samples.next is None:
-                    break
-                path = partial / f"{split}-{number:06}.{form}"
-                counts[split] += _write_counted(path, write, samples.until(size, pictures))
-                written.append(path)
+            with closing(read(numbers)) as found:
+                samples = _Ahead(found)
+                for number in itertools.count():
+                    if samples.next is None:
+                        break
+                    path = partial / f"{split}-{number:06}.{form}"
+                    counts[split] += _write_counted(path, write, samples.until(size, pictures))
+                    written.append(path)
         if faults:
             mend = "they are left out" if skip_bad else "mend or remove them, or leave them out with --skip-bad"
             told = InputError.listing(f"{len(faults):,} of {len(source):,} pictures cannot be read:", faults, mend)

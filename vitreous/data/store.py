@@ -247,9 +247,7 @@ def _decode_all(
 
 def _prune(root: Path, room: float, say: Callable[[str], None]):
     """Removes the caches that were not used for longest, until the others fit in `room` bytes; and forsaken halves."""
-    for half in root.glob(".partial-*"):
-        if max(path.stat().st_mtime for path in (half, *half.iterdir())) < time.time() - FORSAKEN:
-            shutil.rmtree(half, ignore_errors=True)
+    remove_forsaken(root, ".partial-*")
     markers = sorted(root.glob("[!.]*/cache.json"), key=lambda marker: marker.stat().st_mtime, reverse=True)
     sizes = [_size(marker.parent) for marker in markers]
     for marker, total, size in zip(markers, accumulate(sizes), sizes, strict=True):
@@ -257,6 +255,14 @@ def _prune(root: Path, room: float, say: Callable[[str], None]):
             with suppress(OSError):  # on Windows, one that another process has open
                 shutil.rmtree(marker.parent.rename(root / f".partial-{marker.parent.name}"))
                 say(f"removed an old cache of {_bytes(size)}: {marker.parent}")
+
+
+def remove_forsaken(root: Path, pattern: str) -> None:
+    """Removes the folders that a process left which was killed as it filled them."""
+    for half in root.glob(pattern):
+        with suppress(OSError):  # it is done just now
+            if max(path.stat().st_mtime for path in (half, *half.iterdir())) < time.time() - FORSAKEN:
+                shutil.rmtree(half, ignore_errors=True)
 
 
 def _limit() -> float:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from torch import nn
@@ -71,10 +72,10 @@ def fit(
             batches, order = training_batches(job, plan, world=world)
             rows = row_steps(order, plan)
             since = Mark(at.step, learner.clock())
-            with journal.bar("training", plan.steps, at.step) as bar:
+            steps = batches.steps(at.step, plan.steps, plan.workers)
+            with closing(steps), journal.bar("training", plan.steps, at.step) as bar:
                 if at.owed and not finish_step(learner, job, order, rows, run, journal, incidents):
                     continue
-                steps = batches.steps(at.step, plan.steps, plan.workers)
                 while (batch := next_batch(steps, at.step, order, names)) is not None:
                     learner.interruption.check()
                     with blaming(at.step, batch.numbers, names):
