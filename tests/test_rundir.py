@@ -1,9 +1,12 @@
 """The run directory: every file whole or not at all."""
 
+import errno
 import json
 import os
+import stat
 import struct
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -98,6 +101,31 @@ class TestFolder:
         (run.path / ".git").mkdir()
         discard(run.path)
         assert [path.name for path in run.path.iterdir()] == [".git"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are not synced there")
+@pytest.mark.parametrize(
+    ("kind", "number", "well"),
+    [
+        ("folder", errno.EINVAL, True),
+        ("folder", errno.ENOTSUP, True),
+        ("folder", errno.EIO, False),
+        ("file", errno.EINVAL, False),
+    ],
+)
+def test_a_drive_need_not_sync_folders_but_files(tmp_path, monkeypatch, kind, number, well):
+    sync = os.fsync
+
+    def refuse(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode) == (kind == "folder"):
+            raise OSError(number, os.strerror(number))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with nullcontext() if well else pytest.raises(OSError, match="a cannot be written"):
+        write_atomically(tmp_path / "a", b"1")
+    assert not list(tmp_path.glob(".*"))
 
 
 class TestJson:

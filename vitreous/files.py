@@ -1,9 +1,11 @@
-"""Files on disk: written whole or not at all, or held; and cells of tables that a spreadsheet takes for no formula."""
+"""Files on disk: written whole or not at all, or held; and CSV cells that no spreadsheet runs as a formula."""
 
 import csv
+import errno
 import os
 import re
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,7 +49,7 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     try:
         write(temporary)
         with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+            _fsync(file.fileno())
         os.replace(temporary, target)
         _fsync_folder(target.parent)
     except BrokenPipeError:  # of the standard output, where `write` also prints
@@ -59,12 +61,25 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def _fsync(handle: int):
+    if sys.platform == "darwin":  # where fsync leaves what it writes in the drive's own memory
+        import fcntl
+
+        with suppress(OSError):  # a drive that cannot be told
+            fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(handle)
+
+
 def _fsync_folder(folder: Path):
     if os.name == "nt":  # folders cannot be synced there
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _fsync(handle)
+    except OSError as fault:
+        if fault.errno not in (errno.EINVAL, errno.ENOTSUP):  # nor on some drives over a network
+            raise
     finally:
         os.close(handle)
 
