@@ -72,7 +72,7 @@ def parse_json(text: bytes | str, name: str, most: int = MOST_JSON) -> dict[str,
     """An object of plain values; `name` is what errors call the text.
 
     Raises `InputError` for text that is no JSON object in UTF-8, that names a key twice, holds NaN, Infinity or numbers
-    beyond them, is larger than `most` bytes, nested deeper than 32, or of more values than memory would like.
+    beyond them, is larger than `most` bytes, is nested deeper than 32, or has too many values.
     """
     try:
         if len(text) > most:
@@ -211,7 +211,7 @@ def check_archive(path: Path, times: float) -> list[zipfile.ZipInfo]:
     """The members of a .zip, which together unpack to at most `times` its size, a MiB more or less.
 
     Raises `InputError` for what is no such archive, with names that are there twice or lead out of a folder, links,
-    passwords, or members that lie over each other.
+    passwords, or members that overlap.
     """
     expected = "it is no such archive, or damaged; copy it again"
     with open_regular(path) as file:
@@ -236,7 +236,7 @@ def check_archive(path: Path, times: float) -> list[zipfile.ZipInfo]:
         if link or ".." in parts or not parts[0] or PureWindowsPath(parts[0]).drive or member.flag_bits & 1:
             raise InputError(f"{path}: {member.filename!r} in it is a link, a secret, or leads out of it: {expected}")
     if sum(member.compress_size for member in members) > size:
-        raise InputError(f"{path}: what it holds lies over each other: {expected}")
+        raise InputError(f"{path}: its members overlap: {expected}")
     if (total := sum(member.file_size for member in members)) > times * size + (1 << 20):
         raise InputError(
             f"{path}: its {size:,} bytes unpack to {total:,}, more than is believed of such a file; "

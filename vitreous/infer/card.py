@@ -64,7 +64,7 @@ class Card:
         if version != VERSION:
             raise InputError(f"{path} is an export of format {version}: this version of vitreous reads {VERSION}")
         try:
-            card = read_fields(_Written, values, "expected what an export says")
+            card = read_fields(_Written, values, "the card")
             parts = (InputSpec.from_json(card.input), Task.from_json(card.task))
             calibration = Calibration.from_json(card.calibration)
         except InputError as fault:

@@ -50,7 +50,7 @@ class Progress:
 
 
 def class_weights(job: Job, plan: Plan) -> Tensor | None:
-    """Weights of the loss, inverse to the number of training pictures a class, on average 1 a picture."""
+    """Loss weight of each class, inverse to its number of training pictures; the mean over pictures is 1."""
     if plan.balance != "weights" or job.task.kind != "classification":
         return None
     counts = np.bincount(job.targets[job.training], minlength=job.task.outputs)

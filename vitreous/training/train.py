@@ -191,14 +191,18 @@ def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journ
     if plan.torch != torch.__version__:
         journal.say(f"not bit-exact: the run began with torch {plan.torch}, this is {torch.__version__}")
     if plan.ranks != world.size or (shard and not plan.shard):
-        how = "not divided" if not plan.shard else "divided"
-        journal.say(f"not bit-exact: the run began with {plan.ranks} processes and the model {how}; now {world.size}")
+        began, now = _processes(plan.ranks, plan.shard), _processes(world.size, plan.shard or shard)
+        journal.say(f"not bit-exact: the run began with {began}, and goes on with {now}")
         return dataclasses.replace(plan, threads=choose_threads(config.threads), shard=plan.shard or shard)
     if plan.threads > choose_threads(None):
         journal.say(
             f"not bit-exact: the run began with {plan.threads} threads, this machine has {choose_threads(None)}"
         )
     return plan
+
+
+def _processes(count: int, shard: bool) -> str:
+    return f"{count} process{'es' if count > 1 else ''}{', which divide the model' if shard and count > 1 else ''}"
 
 
 def _was_begun(config: TrainConfig, out: str | Path | None) -> bool:
