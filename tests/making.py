@@ -114,11 +114,6 @@ def kill_when(words: tuple[str | Path, ...], due: Callable[[], bool]) -> None:
         process.communicate()
 
 
-def newest_step(run: Path) -> int:
-    """The step of the newest checkpoint in last/, -1 where there is none."""
-    return max((int(path.stem.removeprefix("step-")) for path in run.glob("last/step-*.safetensors")), default=-1)
-
-
 def newest(run: Path) -> Checkpoint:
     """The newest checkpoint of a run."""
     checkpoint = RunDir.open(run).newest(print)

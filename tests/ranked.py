@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from making import newest_step
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config
 from torch import Tensor
@@ -21,7 +20,7 @@ from vitreous.errors import ElsewhereError, InputError
 from vitreous.infer.evaluation import evaluate
 from vitreous.infer.predictor import load
 from vitreous.model.vit import build
-from vitreous.rundir import Checkpoint
+from vitreous.rundir import Checkpoint, newest_step
 from vitreous.training.distributed import ALONE, World, joined, restarted
 from vitreous.training.journal import Journal
 from vitreous.training.learner import Learner, update

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import PATIENCE, TINY_WORDS, TOY_WORDS, kill_when, make_blobs, newest_step, start, tree, vitreous
+from making import PATIENCE, TINY_WORDS, TOY_WORDS, kill_when, make_blobs, start, tree, vitreous
 from PIL import Image
 
 from vitreous.cli import VERBS, main
 from vitreous.model.presets import PRESETS
-from vitreous.rundir import RunDir
+from vitreous.rundir import RunDir, newest_step
 
 NAMES = [verb.name for verb in VERBS]
 posix = pytest.mark.skipif(os.name == "nt", reason="limits of files and mounts are POSIX")

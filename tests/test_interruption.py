@@ -14,14 +14,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from forks import Forked
-from making import TOY_WORDS, newest, newest_step, same_bits, start
+from making import TOY_WORDS, newest, same_bits, start
 from tiny_runs import begin, make_arrays, tiny_job
 from torch import nn
 
 from vitreous.cli import main
 from vitreous.errors import InputError
 from vitreous.model.vit import build
-from vitreous.rundir import Checkpoint, RunDir
+from vitreous.rundir import Checkpoint, RunDir, newest_step
 from vitreous.training import loop
 from vitreous.training.interruption import SIGNALS, Interruption
 from vitreous.training.journal import Journal, read_rows

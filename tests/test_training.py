@@ -20,7 +20,6 @@ from making import (
     make_blobs,
     make_shapes,
     newest,
-    newest_step,
     same_bits,
     shape,
     tree,
@@ -34,7 +33,7 @@ from vitreous.data.augment import POLICIES
 from vitreous.data.store import PixelStore
 from vitreous.errors import InputError
 from vitreous.model.vit import build
-from vitreous.rundir import Checkpoint, RunDir
+from vitreous.rundir import Checkpoint, RunDir, newest_step
 from vitreous.training.journal import Journal
 from vitreous.training.learner import Learner, class_weights, update
 from vitreous.training.loop import Mark, fit, keep_to_budget

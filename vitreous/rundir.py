@@ -298,6 +298,11 @@ class RunDir:
                     yield entry.path
 
 
+def newest_step(run: Path) -> int:
+    """The step of the newest checkpoint in a run directory, whole or not; -1 where there is none."""
+    return max((int(path.stem.removeprefix("step-")) for path in run.glob("last/step-*.safetensors")), default=-1)
+
+
 def never_trained(path: Path) -> bool:
     """Whether a folder is a run directory that never got to its first step, and holds nothing else."""
     found = [*path.glob("*"), *path.glob("last/*")]

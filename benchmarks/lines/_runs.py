@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitreous.rundir import newest_step
 from vitreous.training.verify import parts_of
 
 LIMIT = 1800.0  # seconds that any one run may take
@@ -106,11 +107,6 @@ def kill(process: BaseProcess) -> None:
     """SIGKILL, or what Windows has for it."""
     process.kill()
     process.join()
-
-
-def newest_step(run: Path) -> int:
-    """The step of the newest checkpoint, -1 where there is none."""
-    return max((int(path.stem.removeprefix("step-")) for path in run.glob("last/step-*.safetensors")), default=-1)
 
 
 class Runs:

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from vitreous.rundir import newest_step
+
 COUNT = 50
 CLOSE = 1e-4  # relative difference of losses
 HELD_TO = 0.85  # of the throughput of one process with as many threads
@@ -86,11 +88,6 @@ def pid_of(rank: int, run: Path) -> int | None:
         if str(run).encode() in words and f"RANK={rank}".encode() in variables:
             return int(folder.name)
     return None
-
-
-def newest_step(run: Path) -> int:
-    """The step of the newest checkpoint, -1 where there is none."""
-    return max((int(path.stem.removeprefix("step-")) for path in run.glob("last/step-*.safetensors")), default=-1)
 
 
 def train(options: argparse.Namespace, run: Path, victims: list[int]) -> tuple[str, list[int]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vitreous.errors import InputError
-from vitreous.rundir import Checkpoint, RunDir
+from vitreous.rundir import Checkpoint, RunDir, newest_step
 from vitreous.training.journal import Journal
 from vitreous.training.recipe import Plan, TrainConfig
 from vitreous.training.train import resume_run, set_up, write_start
@@ -85,8 +85,8 @@ def _kill_in_the_middle(run: Path, steps: int) -> int:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
         try:
             until = time.monotonic() + LIMIT
-            while _newest_step(run) < steps // 2:
-                if process.poll() is not None and _newest_step(run) < steps // 2:
+            while newest_step(run) < steps // 2:
+                if process.poll() is not None and newest_step(run) < steps // 2:
                     said.seek(0)
                     words = said.read().decode(errors="replace").strip()
                     raise InputError(f"the run that was to be killed failed ({process.returncode}): {words}")
@@ -96,11 +96,7 @@ def _kill_in_the_middle(run: Path, steps: int) -> int:
         finally:
             process.kill()
             process.wait()
-    return steps if (run / "model.safetensors").exists() else _newest_step(run)
-
-
-def _newest_step(run: Path) -> int:
-    return max((int(path.stem.removeprefix("step-")) for path in run.glob("last/step-*.safetensors")), default=-1)
+    return steps if (run / "model.safetensors").exists() else newest_step(run)
 
 
 def parts_of(run: Path) -> dict[str, str]:
