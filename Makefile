@@ -61,7 +61,7 @@ export HELD_OUT_DIGITS
 
 test: $(INSTALLED)  ## the tests, in two processes of one thread each
 	@sh -c "$$GET_BROWSER"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder  # the site, which takes longest, early
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 docs: $(INSTALLED)  ## the documentation, into docs/_build/html, and looked at in a browser
 	@sh -c "$$GET_BROWSER"
