@@ -6,7 +6,7 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from itertools import chain
 from typing import Any
@@ -44,7 +44,9 @@ class Engine:
 def answers(
     pictures: int, read: Callable[[int], Decoded], run: Callable[[np.ndarray], np.ndarray], batch: int = 4, threads=2
 ) -> Any:
-    read_all = lambda numbers: [read(number) for number in numbers]  # noqa: E731
+    def read_all(numbers: Sequence[int]) -> list[Decoded]:
+        return [read(number) for number in numbers]
+
     return outputs_in_order(pictures, read_all, run, outputs=2, batch=batch, threads=threads)
 
 

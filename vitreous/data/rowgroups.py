@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,11 +93,11 @@ class RowGroups:
         return [which for which, (*_, holes) in enumerate(self.parts) if holes]
 
 
-def light_columns(places: Sequence[str]) -> "tuple[pa.Table, Callable[[str], RowGroups | None], list[int]]":
+def light_columns(places: Sequence[str]) -> "tuple[pa.Table, dict[str, RowGroups], list[int]]":
     """All columns but what pictures there are in bytes, which are read when they are asked for.
 
-    A column of bytes comes as nulls of its length, a struct {bytes, path} as its paths. With the table come a function
-    that gives the reader of such a column, and the rows of each file.
+    A column of bytes comes as nulls of its length, a struct {bytes, path} as its paths. With the table come the
+    readers of such columns by name, and the rows of each file.
     """
     import pyarrow as pa
 
@@ -116,5 +116,4 @@ def light_columns(places: Sequence[str]) -> "tuple[pa.Table, Callable[[str], Row
     except pa.ArrowException as error:
         raise InputError(f"{files[0].name} and the files beside it differ in their columns: {error}") from error
     table = table.replace_schema_metadata(tables[0].schema.metadata)
-    reader = lambda name: RowGroups(files, leaves[name], parts[name]) if name in leaves else None  # noqa: E731
-    return table, reader, list(map(len, tables))
+    return table, {name: RowGroups(files, leaves[name], parts[name]) for name in leaves}, list(map(len, tables))

@@ -86,7 +86,7 @@ def _read(
     group: str | None,
     splits: Sequence[str],
 ) -> Table:
-    contents: Callable[[str], RowGroups | None] = lambda name: None  # noqa: E731
+    contents: dict[str, RowGroups] = {}
     if shown(places[0]).lower().endswith(".parquet"):
         table, contents, rows = light_columns(places)
         splits = [split for split, count in zip(splits, rows, strict=False) for _ in range(count)]
@@ -105,7 +105,7 @@ def _read(
         raise InputError(f"{where} has no path column '{path_column}'. Its columns are: {', '.join(names)}.")
 
     pictures = path_column or _picture_column(table, where)
-    read, paths = _pictures(table[pictures], pictures, where, contents(stored[pictures]))
+    read, paths = _pictures(table[pictures], pictures, where, contents.get(stored[pictures]))
     if read is None:
         if len(places) > 1 or is_url(places[0]):
             raise InputError(f"{where}: '{pictures}' holds paths; expected pictures themselves, in a column of bytes.")
