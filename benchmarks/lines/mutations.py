@@ -12,7 +12,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -121,16 +120,3 @@ def run(options: argparse.Namespace) -> bool:
     rows = ", ".join(f"{count:,} {words}" for words, count in sorted(tally.items()))
     print(f"{options.count:,} mutated files of {len(files)}: {rows}; the slowest {slowest[0]:.2f} s ({slowest[1]})")
     return not bad
-
-
-def main(arguments: Any = None) -> int:
-    """By itself, for when `reliability.py` is too much."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=COUNT)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", type=Path, default=Path("."))
-    return 0 if run(parser.parse_args(arguments)) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -185,18 +184,3 @@ def run(options: argparse.Namespace) -> bool:
     """Prints a row a finding; whether all held."""
     held = odd_pictures(options.count, options.seed) & same_inputs(Path(options.folder))
     return held & decoding_rates(options.data) if options.data else held
-
-
-def main() -> int:
-    """By itself, for when `reliability.py` is too much."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=COUNT)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", type=Path)
-    with tempfile.TemporaryDirectory() as folder:
-        parser.set_defaults(folder=Path(folder))
-        return 0 if run(parser.parse_args()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
