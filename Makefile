@@ -29,7 +29,7 @@ help:  ## this list
 	@echo "make TARGET, where TARGET is"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(INSTALLED)  ## train on real handwritten digits, measure, and ask about some: under 3 minutes on 2 cores
+demo: $(INSTALLED)  ## train on real handwritten digits, measure, and ask about some: 3 to 5 minutes on 2 cores
 	@rm -rf $(DEMO)
 	$(BIN)/vitreous train digits $(DIGITS) --out $(DEMO)
 	$(BIN)/vitreous eval $(DEMO) digits
