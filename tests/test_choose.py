@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,11 @@ from PIL import Image
 import vitreous
 from vitreous.data.doctor import digest
 from vitreous.data.sources import open_pictures
-from vitreous.data.store import FORSAKEN
 from vitreous.errors import InputError
 from vitreous.infer import build as building
 from vitreous.infer import choose as choosing
 from vitreous.infer import predictor as predicting
 from vitreous.infer.agreement import Agreement, Bar
-from vitreous.infer.build import TEMPORARY, sweep
 from vitreous.infer.engines import Engine
 from vitreous.infer.files import open_export
 from vitreous.infer.judge import Judge, rate, validation_judge
@@ -409,13 +406,3 @@ def test_without_the_extras_pytorch_answers_and_what_is_missing_is_named(run):
     assert lines[4].endswith("pip install 'vitreous[fast]'")
     kept = [path.name for path in (run / "engines").glob("*")]  # where there is no bf16, nothing is left to choose from
     assert kept == ["choices.json"] * (choose_precision("auto", torch.device("cpu")) == "bf16")
-
-
-def test_what_a_killed_process_left_goes_after_a_day_and_what_is_being_made_stays(tmp_path):
-    for name, age in (("old", 2 * FORSAKEN), ("new", 0.0)):
-        folder = tmp_path / f"{TEMPORARY}{name}"
-        folder.mkdir()
-        (folder / "plain.zip").touch()
-        os.utime(folder, (time.time() - age, time.time() - age))
-    sweep(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{TEMPORARY}new"]

@@ -15,11 +15,12 @@ from forks import finished, script
 from PIL import Image
 
 from vitreous.data import store as store_module
+from vitreous.data.cache import FORSAKEN
 from vitreous.data.decode import inspect
 from vitreous.data.doctor import digest
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.sources import Source
-from vitreous.data.store import UndecodableError, cache_root, in_order, open_store
+from vitreous.data.store import UndecodableError, in_order, open_store
 from vitreous.errors import InputError
 
 SIZES = ((8, 16), (16, 8))
@@ -179,14 +180,6 @@ class TestCache:
         assert leftovers(tmp_path) == []
         assert torch.equal(store.gather(np.array([0])), opened(PNGS, SPEC, "off").gather(np.array([0])))
 
-    def test_the_folder_is_the_named_one_or_the_users(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("VITREOUS_CACHE", str(tmp_path / "env"))
-        assert cache_root() == tmp_path / "env"
-        assert cache_root(str(tmp_path / "own")) == tmp_path / "own"
-        monkeypatch.delenv("VITREOUS_CACHE")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-        assert cache_root() == tmp_path / "xdg" / "vitreous"
-
 
 class TestPruning:
     """A cache of PNGS takes 4.22 kB of pixels."""
@@ -248,7 +241,7 @@ class TestPruning:
         for name in ("fresh", "old"):
             (tmp_path / f".partial-{name}").mkdir()
             (tmp_path / f".partial-{name}" / "0.raw").touch()
-        then = time.time() - 2 * store_module.FORSAKEN
+        then = time.time() - 2 * FORSAKEN
         for path in (tmp_path / ".partial-old" / "0.raw", tmp_path / ".partial-old"):
             os.utime(path, (then, then))
         opened(PNGS, SPEC, tmp_path)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitreous.data import tar
+from vitreous.data.cache import cache_root
 from vitreous.data.parquet import ParquetFile, parquet_file
 from vitreous.data.remote import Stat, is_url, joined, parted, read_range, shown, stat
 from vitreous.errors import InputError
@@ -33,6 +34,7 @@ LARGEST_FIELD = 1 << 20  # bytes of one such member; larger ones are passed over
 LARGEST_INDEX = 16 << 30  # bytes
 WHOLE = 512 << 20  # bytes of an index far away that is read at once; of a larger one, ranges are
 NEAR, FAR = 1 << 13, 1 << 16  # bytes that a read of headers brings at least, of a file here and one behind a network
+FOLDER = "shards"  # of the cache
 CACHED = 1_000  # members from which on the index of a file here is worth keeping
 KEPT = 10_000  # indexes in the cache; those that were not used for longest go
 THREADS = 16  # shards far away that are indexed at once
@@ -260,16 +262,10 @@ def _end(shard: Shard) -> int:
     return int((shard.offsets + np.maximum(shard.sizes, 0)).max()) if len(shard.names) else 0
 
 
-def _cache() -> Path:
-    from vitreous.data.store import cache_root  # which itself reads sources
-
-    return cache_root() / "shards"
-
-
 def _cache_file(place: str, status: Stat) -> Path:
     where = place if is_url(place) else os.path.abspath(place)
     key = f"{FORMAT} {where} {status.size} {status.stamp}".encode("utf-8", "surrogateescape")
-    return _cache() / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.index"
+    return cache_root() / FOLDER / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.index"
 
 
 def _from_cache(kept: Path, place: str, status: Stat) -> Shard | None:
@@ -285,6 +281,6 @@ def _from_cache(kept: Path, place: str, status: Stat) -> Shard | None:
 
 def _prune() -> None:
     with suppress(OSError):  # another process prunes too
-        kept = sorted(_cache().glob("*.index"), key=lambda path: path.stat().st_mtime, reverse=True)
+        kept = sorted((cache_root() / FOLDER).glob("*.index"), key=lambda path: path.stat().st_mtime, reverse=True)
         for path in kept[KEPT:]:
             path.unlink(missing_ok=True)

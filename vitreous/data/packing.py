@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitreous.data.cache import remove_forsaken
 from vitreous.data.folders import PICTURE_SUFFIXES
 from vitreous.data.index import INDEX, index_shard, write_index
 from vitreous.data.notes import NO_LIMIT, NOTE, Known, Note, digest
 from vitreous.data.sources import Source
 from vitreous.data.splits import SPLITS
-from vitreous.data.store import in_order, remove_forsaken
+from vitreous.data.store import in_order
 from vitreous.data.workers import DECODERS
 from vitreous.errors import InputError
 from vitreous.files import write_whole

@@ -6,7 +6,6 @@ import math
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitreous.data.cache import cache_root, remove_forsaken
 from vitreous.data.preprocess import InputSpec, Size
 from vitreous.data.sources import Source
 from vitreous.errors import InputError
@@ -25,7 +25,6 @@ from vitreous.errors import InputError
 SPARE = 2 << 30  # bytes that a cache leaves free on the disk
 LIMIT = 10.0  # GB of all caches; $VITREOUS_CACHE_GB says otherwise
 TOGETHER, LARGE = 32, 1 << 20  # files, and bytes of them, that are decoded at once
-FORSAKEN = 24 * 3600  # seconds without a write after which nobody fills a cache any more
 N = TypeVar("N")
 T = TypeVar("T")
 Decoded = tuple[int, np.ndarray] | str  # which size, and pixels (H, W, C), as `InputSpec.read` has them; or a fault
@@ -110,16 +109,6 @@ def open_store(
         ) from fault
     say(f"pixels cached once: {_bytes(needed)} in {folder} (delete it at any time)")
     return PixelStore(source, spec, shapes, _open_arrays(folder, spec, shapes))
-
-
-def cache_root(cache: str = "auto") -> Path:
-    """The folder of all caches: `cache` itself, $VITREOUS_CACHE, or the user's cache folder."""
-    if cache != "auto":
-        return Path(cache).expanduser()
-    if named := os.environ.get("VITREOUS_CACHE"):
-        return Path(named)
-    home = os.environ.get("LOCALAPPDATA") if os.name == "nt" else os.environ.get("XDG_CACHE_HOME")
-    return Path(home or Path.home() / ".cache") / "vitreous"
 
 
 def in_order(
@@ -255,14 +244,6 @@ def _prune(root: Path, room: float, say: Callable[[str], None]):
             with suppress(OSError):  # on Windows, one that another process has open
                 shutil.rmtree(marker.parent.rename(root / f".partial-{marker.parent.name}"))
                 say(f"removed an old cache of {_bytes(size)}: {marker.parent}")
-
-
-def remove_forsaken(root: Path, pattern: str) -> None:
-    """Removes the folders that a process left which was killed as it filled them."""
-    for half in root.glob(pattern):
-        with suppress(OSError):  # it is done just now
-            if max(path.stat().st_mtime for path in (half, *half.iterdir())) < time.time() - FORSAKEN:
-                shutil.rmtree(half, ignore_errors=True)
 
 
 def _limit() -> float:

@@ -1,9 +1,7 @@
 """Makes engines of a run: PyTorch's at once, OpenVINO's and ONNX Runtime's from files that are kept in its folder."""
 
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vitreous.data.cache import cache_root, remove_forsaken
 from vitreous.data.preprocess import Size, resize
-from vitreous.data.store import FORSAKEN, cache_root
 from vitreous.errors import InputError
 from vitreous.infer.card import Card, Seen
 from vitreous.infer.engines import Engine, TorchEngine
@@ -74,7 +72,7 @@ def write_export(
     pictures = own_pictures(predictor, "train", PICTURES, predictor.options.data).pixels
     for size in _graphs(predictor, format).keys() - pictures.keys():  # a rare one
         pictures[size] = np.stack([resize(picture, size) for picture in next(iter(pictures.values()))])
-    sweep(path.parent)
+    remove_forsaken(path.parent, f"{TEMPORARY}*")
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
         found = []
         for smooth in (False, True):
@@ -88,14 +86,6 @@ def write_export(
                 break
         os.replace(min(found)[-1], path)
     return None
-
-
-def sweep(folder: Path) -> None:
-    """Removes what a process left that was killed while it made a file, a day ago or more."""
-    for left in folder.glob(f"{TEMPORARY}*"):
-        with suppress(OSError):
-            if left.stat().st_mtime < time.time() - FORSAKEN:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _graphs(predictor: "Predictor", format: Format) -> dict[Size, Any]:
