@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vitreous.data.processes import Child, GoneError, Line, Processes, allow, paused, serve, within
+from vitreous.data.processes import Child, GoneError, Line, Processes, allow, paused, run_child, within
 from vitreous.data.remote import RangeFile, is_url, read_range, shown, stat
 from vitreous.errors import InputError
 
@@ -57,7 +57,7 @@ class ParquetFile:
             while True:
                 match child.hear():
                     case [int(start), int(count)], 0 if self.read and start >= 0 and 0 <= count <= RANGE:
-                        self._serve(child, self.read, start, count)
+                        self._send_range(child, self.read, start, count)
                     case str(fault), 0:
                         return InputError(fault)
                     case {"told": words}, size if size <= self.most:
@@ -71,7 +71,7 @@ class ParquetFile:
             raise heard
         return heard
 
-    def _serve(self, child: Child, read: Read, start: int, count: int) -> None:
+    def _send_range(self, child: Child, read: Read, start: int, count: int) -> None:
         with child.waiting():
             try:
                 words, content = None, read(start, count)
@@ -133,7 +133,7 @@ def main(seconds: float, memory: int) -> NoReturn:
         else:
             line.say({"told": told}, memoryview(content))
 
-    serve(answer, memory)
+    run_child(answer, memory)
 
 
 def asked(line: Line, start: int, count: int) -> bytes:

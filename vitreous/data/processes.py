@@ -96,7 +96,7 @@ class Processes:
     title, verb = "reader", "read"  # what a child is, and does, in messages
 
     def __init__(self, program: str, seconds: float = MAX_SECONDS, memory: int = 0):
-        """`program` are lines of Python that define `main(seconds, memory)`, for a child to run: it calls `serve`.
+        """`program` are lines of Python that define `main(seconds, memory)`, for a child to run: it calls `run_child`.
 
         `seconds` and `memory` (bytes; 0 is half of the machine's) are what a file may take.
         """
@@ -257,7 +257,7 @@ class Child(Line):
 # In a child
 
 
-def serve(answer: Callable[[Line, Any], None], memory: int) -> NoReturn:
+def run_child(answer: Callable[[Line, Any], None], memory: int) -> NoReturn:
     """Calls `answer` with the words of each message on the standard input, until that ends."""
     limit(memory)
     line = Line(open(0, "rb", BUFFER), open(os.dup(1), "wb", BUFFER))  # noqa: SIM115

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from vitreous.data.decode import DEPTHS, THUMB, Facts, decode, inspect, is_read_by_python, thumbnail
-from vitreous.data.processes import MAX_SECONDS, Child, GoneError, Line, Processes, serve, within
+from vitreous.data.processes import MAX_SECONDS, Child, GoneError, Line, Processes, run_child, within
 from vitreous.errors import InputError
 from vitreous.fields import read_fields
 
@@ -141,4 +141,4 @@ def main(seconds: float, memory: int) -> NoReturn:
         pixels = [np.ascontiguousarray(array).data.cast("B") for _, array in answers if array is not None]
         line.say([word for word, _ in answers], *pixels)
 
-    serve(answer, memory)
+    run_child(answer, memory)
