@@ -1,14 +1,18 @@
 """eval and predict: what a trained model answers."""
 
-import json as jsonlib
-from collections.abc import Generator
+import json
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vitreous.data.sources import Source, open_pictures
 from vitreous.data.workers import DECODERS
 from vitreous.errors import SHOWN, InputError, visible
-from vitreous.infer.predictor import AnswerConfig
+from vitreous.infer.predictor import AnswerConfig, Prediction, Predictor, load
+from vitreous.infer.tables import Row, as_row, check_name, columns, keep_done, part_of, plain, write_rows
+from vitreous.training.distributed import current
 from vitreous.training.journal import Journal
 from vitreous.verbs.options import Data, Json, Pictures, Run
 from vitreous.verbs.output import answer_line, print_json, speaks
@@ -40,8 +44,6 @@ def evaluate(
     """
     from vitreous.calibration import headline
     from vitreous.infer.evaluation import evaluate
-    from vitreous.infer.predictor import load
-    from vitreous.training.distributed import current
 
     journal = current().journal(Journal(stderr=json))
     DECODERS.warm()
@@ -119,19 +121,7 @@ def predict(
             and not asked again; errors are tried again.
         top: How many of the most probable classes to show.
     """
-    from vitreous.data.sources import open_pictures
-    from vitreous.infer.predictor import load
-    from vitreous.infer.tables import as_row, check_name, columns, keep_done, part_of, plain, write_rows
-    from vitreous.training.distributed import current
-
-    if top < 1:
-        raise InputError(f"--top {top}: expected 1 or more")
-    if out is not None:
-        check_name(out, append=skip_done)
-    elif skip_done:
-        raise InputError("--skip-done goes on with a table: expected --out, the table that was begun")
-    if not pictures:
-        raise InputError("expected pictures, or folders of them")
+    _check_options(pictures, out, skip_done, top)
     world = current()
     journal = world.journal(Journal(stderr=json))
     if out is not None and not skip_done and part_of(out).exists():
@@ -140,55 +130,106 @@ def predict(
     predictor = load(run, how)
     source = open_pictures(pictures)
     if out is not None and skip_done:
-
-        def not_done() -> list[int]:
-            done = keep_done(out, predictor.task, top)
-            return [number for number, name in enumerate(source.names) if name not in done]
-
-        left = world.agree(not_done)
-        journal.say(f"{len(source) - len(left):,} of {len(source):,} pictures have their answers: skipped")
-        source = source.only(left)
+        source = _without_done(source, predictor, out, top, journal)
     if not world.first:
         for _ in predictor.answers(source, journal.say):
             pass
         return 0
-    bad, faults = 0, []  # the first of the faults: there may be as many as pictures
-
-    def rows() -> Generator[dict[str, Any], None, None]:
-        nonlocal bad
-        with (
-            journal.bar("predicting", len(source)) as progress,
-            closing(predictor.stream(source, journal.say)) as answers,
-        ):
-            for number, prediction in enumerate(answers, 1):
-                if prediction.error:
-                    bad += 1
-                    faults.extend([prediction.error] if bad <= SHOWN else ())
-                row = as_row(predictor.task, prediction, top)
-                if json:
-                    print("[" if number == 1 else ",", plain(jsonlib.dumps(row, ensure_ascii=False)), flush=True)
-                elif out is None and not prediction.error:
-                    # Not through `say`, which keeps what it said.
-                    journal.console.print(visible(plain(answer_line(prediction, top))), markup=False)
-                progress(number)
-                yield row
-        if json:
-            print("]" if len(source) else "[]")
-
-    with closing(rows()) as found:
+    unusable = _Unusable()
+    with closing(_predictions(predictor, source, unusable, journal)) as predictions:
+        printed = _printed_as_lines(predictions, top, journal) if out is None and not json else predictions
+        rows = (as_row(predictor.task, prediction, top) for prediction in printed)
+        rows = _printed_as_json(rows) if json else rows
         if out is None:
-            for _ in found:
+            for _ in rows:
                 pass
         else:
-            try:
-                write_rows(found, out, columns(predictor.task, top), append=skip_done)
-            except KeyboardInterrupt:
-                if part_of(out).exists():
-                    journal.say(f"the rows so far are in {part_of(out)}; --skip-done goes on with them")
-                raise
+            _write(rows, out, predictor, top, skip_done, journal)
             journal.say(f"{len(source):,} rows {'added to' if skip_done else 'in'} {out}")
-    if bad:
-        some = f"{bad:,} of {len(source):,} pictures could not be used:"
-        more = f"  … and {bad - len(faults):,} more" if bad > len(faults) else ""
-        raise InputError.listing("no picture could be used:" if bad == len(source) else some, faults, more)
+    unusable.check(len(source))
     return 0
+
+
+def _check_options(pictures: Pictures, out: Path | None, skip_done: bool, top: int) -> None:
+    if top < 1:
+        raise InputError(f"--top {top}: expected 1 or more")
+    if out is not None:
+        check_name(out, append=skip_done)
+    elif skip_done:
+        raise InputError("--skip-done goes on with a table: expected --out, the table that was begun")
+    if not pictures:
+        raise InputError("expected pictures, or folders of them")
+
+
+def _without_done(source: Source, predictor: Predictor, out: Path, top: int, journal: Journal) -> Source:
+    """The pictures that have no answer in the table yet."""
+
+    def not_done() -> list[int]:
+        done = keep_done(out, predictor.task, top)
+        return [number for number, name in enumerate(source.names) if name not in done]
+
+    left = predictor.world.agree(not_done)
+    journal.say(f"{len(source) - len(left):,} of {len(source):,} pictures have their answers: skipped")
+    return source.only(left)
+
+
+@dataclass
+class _Unusable:
+    """How many pictures could not be used, and why the first could not: there may be as many as pictures."""
+
+    count: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, fault: str) -> None:
+        """One more."""
+        self.count += 1
+        self.faults = [*self.faults, fault][:SHOWN]
+
+    def check(self, total: int) -> None:
+        """Raises `InputError` where there are any, of so many pictures."""
+        if self.count:
+            some = f"{self.count:,} of {total:,} pictures could not be used:"
+            more = f"  … and {self.count - SHOWN:,} more" if self.count > SHOWN else ""
+            raise InputError.listing("no picture could be used:" if self.count == total else some, self.faults, more)
+
+
+def _predictions(
+    predictor: Predictor, source: Source, unusable: _Unusable, journal: Journal
+) -> Generator[Prediction, None, None]:
+    with (
+        journal.bar("predicting", len(source)) as progress,
+        closing(predictor.stream(source, journal.say)) as predictions,
+    ):
+        for number, prediction in enumerate(predictions, 1):
+            if prediction.error:
+                unusable.add(prediction.error)
+            yield prediction
+            progress(number)
+
+
+def _printed_as_lines(predictions: Iterable[Prediction], top: int, journal: Journal) -> Iterator[Prediction]:
+    for prediction in predictions:
+        if not prediction.error:
+            # Not through `say`, which keeps what it said.
+            journal.console.print(visible(plain(answer_line(prediction, top))), markup=False)
+        yield prediction
+
+
+def _printed_as_json(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, printed as one list."""
+    mark = "["
+    for row in rows:
+        print(mark, plain(json.dumps(row, ensure_ascii=False)), flush=True)
+        mark = ","
+        yield row
+    print("]" if mark == "," else "[]")
+
+
+def _write(rows: Iterable[Row], out: Path, predictor: Predictor, top: int, append: bool, journal: Journal) -> None:
+    """Writes the table, and where that is interrupted says how to go on."""
+    try:
+        write_rows(rows, out, columns(predictor.task, top), append=append)
+    except KeyboardInterrupt:
+        if part_of(out).exists():
+            journal.say(f"the rows so far are in {part_of(out)}; --skip-done goes on with them")
+        raise
