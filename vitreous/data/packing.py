@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tarfile
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,12 +110,7 @@ def pack(
     if len(set(titles)) < len(titles) or NOTE in titles:
         raise InputError(f"{out}: expected different names of targets and group, and none called {NOTE}: {titles}.")
     write = _Parquet(source, titles).write if form == "parquet" else _write_tar
-    remove_forsaken(out.parent, f".{glob.escape(out.name)}-*.partial")
-    partial = out.with_name(f".{out.name}-{secrets.token_hex(4)}.partial")  # OUT appears with all that is in it
-    partial.mkdir(parents=True)
     faults: list[str] = []
-    written: list[Path] = []
-    counts = dict.fromkeys(SPLITS, 0)
     done = 0
 
     def read(numbers: np.ndarray) -> Generator[_Sample, None, None]:
@@ -129,35 +124,42 @@ def pack(
                 elif not faults or skip_bad:  # otherwise no more than a list of the others is wanted
                     yield found
 
-    try:
+    with _appearing(out) as folder:
+        written: dict[str, dict[Path, int]] = {}
         for split in SPLITS:
             numbers = np.flatnonzero(np.isin(source.splits, (split, "") if split == "train" else (split,)))
-            with closing(read(numbers)) as found:
-                samples = _Ahead(found)
-                for number in itertools.count():
-                    if samples.next is None:
-                        break
-                    path = partial / f"{split}-{number:06}.{form}"
-                    counts[split] += _write_counted(path, write, samples.until(size, pictures))
-                    written.append(path)
+            with closing(read(numbers)) as samples:
+                paths = (folder / f"{split}-{number:06}.{form}" for number in itertools.count())
+                written[split] = _write_shards(paths, write, samples, size, pictures)
+        shards = [path for some in written.values() for path in some]
         if faults:
             mend = "they are left out" if skip_bad else "mend or remove them, or leave them out with --skip-bad"
-            told = InputError.listing(f"{len(faults):,} of {len(source):,} pictures cannot be read:", faults, mend)
-            if not skip_bad or not written:
-                raise told
-            say(str(told))
+            error = InputError.listing(f"{len(faults):,} of {len(source):,} pictures cannot be read:", faults, mend)
+            if not skip_bad or not shards:
+                raise error
+            say(str(error))
         if form == "tar":
-            shards = [index_shard(str(path), keep=False) for path in written]
-            write_index(partial / INDEX, shards, [path.name for path in written])
-        total = sum(path.stat().st_size for path in written)
+            indexed = [index_shard(str(path), keep=False) for path in shards]
+            write_index(folder / INDEX, indexed, [path.name for path in shards])
+        total = sum(path.stat().st_size for path in shards)
+    splits = {split: sum(some.values()) for split, some in written.items() if some}
+    return Packed(str(out), sum(splits.values()), len(shards), total, splits)
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A folder to fill. It takes the name `out` once all is in it; on a fault nothing stays."""
+    remove_forsaken(out.parent, f".{glob.escape(out.name)}-*.partial")
+    partial = out.with_name(f".{out.name}-{secrets.token_hex(4)}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
         if out.exists():
             out.rmdir()
         os.replace(partial, out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    splits = {split: count for split, count in counts.items() if count}
-    return Packed(str(out), sum(counts.values()), len(written), total, splits)
 
 
 def parse_size(text: str) -> int:
@@ -169,36 +171,33 @@ def parse_size(text: str) -> int:
     return max(1, int(float(found[1]) * _UNITS[unit]))
 
 
-def _write_counted(path: Path, write: Callable[[Path, Iterator[_Sample]], None], samples: Iterator[_Sample]) -> int:
-    """Writes a shard whole or not at all; returns how many samples went in."""
-    count = 0
+def _write_shards(
+    paths: Iterator[Path],
+    write: Callable[[Path, Iterator[_Sample]], None],
+    samples: Iterator[_Sample],
+    size: int,
+    pictures: int | None,
+) -> dict[Path, int]:
+    """Writes shards, each whole or not at all, of at most `size` bytes and so many pictures; how many each has got."""
+    counts: dict[Path, int] = {}
+    following = next(samples, None)  # it may belong to the shard that comes
 
-    def counted() -> Iterator[_Sample]:
-        nonlocal count
-        for sample in samples:
-            count += 1
-            yield sample
-
-    write_whole(path, lambda temporary: write(temporary, counted()))
-    return count
-
-
-class _Ahead:
-    """Samples, of which the next is known: it may belong to the shard that comes."""
-
-    def __init__(self, samples: Iterator[_Sample]):
-        self.samples = samples
-        self.next = next(samples, None)
-
-    def until(self, size: int, pictures: int | None) -> Iterator[_Sample]:
-        """The samples of one shard: the next, and more while they fit."""
-        taken = count = 0
-        while self.next is not None:
-            taken, count = taken + len(self.next.content), count + 1
-            if count > 1 and (taken > size or count > (pictures or count)):
+    def one_shard(path: Path) -> Iterator[_Sample]:
+        """The next sample, and more while they fit."""
+        nonlocal following
+        taken = counts[path] = 0
+        while following is not None:
+            taken += len(following.content)
+            if counts[path] and (taken > size or counts[path] == pictures):
                 return
-            yield self.next
-            self.next = next(self.samples, None)
+            counts[path] += 1
+            yield following
+            following = next(samples, None)
+
+    while following is not None:
+        path = next(paths)
+        write_whole(path, lambda temporary, path=path: write(temporary, one_shard(path)))
+    return counts
 
 
 def _sample(source: Source, i: int, titles: Sequence[str]) -> _Sample | str:
@@ -222,19 +221,20 @@ def _encoded(picture: bytes | np.ndarray, name: str) -> tuple[bytes, str]:
     file = io.BytesIO()
     if not isinstance(picture, np.ndarray):
         suffix = Path(name).suffix.lower()
-        told = next((suffix for magic, suffix in _SUFFIXES if picture.startswith(magic)), None)
-        told = (
-            told
-            or {b"avif": "avif", b"avis": "avif"}.get(picture[8:12])
-            or ("heic" if picture[4:8] == b"ftyp" else None)
-        )
-        return picture, suffix[1:] if suffix in PICTURE_SUFFIXES else told or "png"
+        return picture, suffix[1:] if suffix in PICTURE_SUFFIXES else _suffix_of(picture)
     colours = picture.shape[2] if picture.ndim == 3 else 1
     if picture.dtype == np.uint8 and picture.ndim in (2, 3) and colours in (1, 3):
         Image.fromarray(picture[..., 0] if picture.ndim == 3 and colours == 1 else picture).save(file, "PNG")
         return file.getvalue(), "png"
     np.save(file, picture, allow_pickle=False)
     return file.getvalue(), "npy"
+
+
+def _suffix_of(content: bytes) -> str:
+    """The suffix of a file's format, by how it begins."""
+    if content[4:8] == b"ftyp":
+        return "avif" if content[8:12] in (b"avif", b"avis") else "heic"
+    return next((suffix for magic, suffix in _SUFFIXES if content.startswith(magic)), "png")
 
 
 def _plain(value: np.generic) -> Any:

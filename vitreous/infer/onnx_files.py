@@ -6,7 +6,7 @@ Where there are several sizes of pictures it branches by size; weights that the 
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,63 +93,94 @@ def write_onnx(path: Path, models: Mapping[Size, Any], card: Card) -> None:
 
 
 def branching(models: Mapping[Size, Any], card: Card) -> Any:
-    """One ONNX model that takes pictures of several sizes, and computes what that of their size computes."""
+    """One ONNX model that takes pictures of several sizes, and computes what that of their size computes.
+
+    An If has two branches, so they lie in each other: the first size is outermost, the last innermost.
+    """
     onnx = import_quietly("onnx")
-    helper = onnx.helper
-    shared: dict[bytes, str] = {}
-    initializers, inner = [], None
-    sizes = list(models)
-    listed, one = "_or_".join(f"{h}x{w}" for h, w in sizes), helper.make_tensor("one", onnx.TensorProto.INT64, [], [1])
-    for number, size in reversed(list(enumerate(sizes))):
-        graph = onnx.compose.add_prefix_graph(models[size].graph, f"g{number}/")
+    graphs = [onnx.compose.add_prefix_graph(model.graph, f"g{n}/") for n, model in enumerate(models.values())]
+    weights = _share_weights(graphs)
+    *others, last = zip(range(len(graphs)), models, graphs, strict=True)
+    nested = _last_branch(*last, card, list(models))
+    for number, size, graph in reversed(others):
+        nested = _choice(number, size, graph, card, nested)
+    first = next(iter(models.values()))
+    kind = first.graph.input[0].type.tensor_type.elem_type
+    pixels = onnx.helper.make_tensor_value_info("pixels", kind, ["batch", "height", "width", card.spec.channels])
+    initializers = [*nested.initializer, *weights]
+    graph = onnx.helper.make_graph(list(nested.node), "vitreous", [pixels], list(nested.output), initializers)
+    return onnx.helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
+
+
+def _share_weights(graphs: Sequence[Any]) -> list[Any]:
+    """Renames the weights of graphs so that equal ones have one name; returns them, each once."""
+    shared: dict[bytes, Any] = {}
+    for graph in graphs:
         renamed = {}
         for weight in graph.initializer:
             name, weight.name = weight.name, ""
             key = hashlib.blake2b(weight.SerializeToString()).digest()
             if key not in shared:
-                shared[key] = f"w{len(shared)}"
-                weight.name = shared[key]
-                initializers.append(weight)
-            renamed[name] = shared[key]
+                weight.name = f"w{len(shared)}"
+                shared[key] = weight
+            renamed[name] = shared[key].name
         for node in graph.node:
             node.input[:] = [renamed.get(name, name) for name in node.input]
-        shape = helper.make_tensor(f"g{number}/shape", onnx.TensorProto.INT64, [1, 4], [0, *size, card.spec.channels])
-        wanted = helper.make_tensor(f"is{number}/size", onnx.TensorProto.INT64, [2], list(size))
-        told = [
-            helper.make_node("Shape", ["pixels"], [f"is{number}/shape"], start=1, end=3),
-            helper.make_node("Equal", [f"is{number}/shape", wanted.name], [f"is{number}/equal"]),
-            helper.make_node("Cast", [f"is{number}/equal"], [f"is{number}/whole"], to=onnx.TensorProto.INT64),
-            helper.make_node("ReduceMin", [f"is{number}/whole"], [f"is{number}/least"], keepdims=0),
-        ]
-        # ONNX cannot refuse: of another size, this asks for a row that is not there, and its name says what was due.
-        row = [
-            helper.make_node("Sub", [one.name, f"is{number}/least"], [f"g{number}/row"]),
-            helper.make_node("Gather", [shape.name, f"g{number}/row"], [f"g{number}/known"], name=EXPECTED + listed),
-            helper.make_node("Reshape", ["pixels", f"g{number}/known"], [f"g{number}/pixels"]),
-        ]
-        if inner is None:  # the last: what is of no other size
-            inner = helper.make_graph(
-                [*told, *row, *graph.node], f"g{number}", [], list(graph.output), [shape, wanted, one]
-            )
-            continue
-        cast = [helper.make_node("Squeeze", [shape.name], [f"g{number}/known"]), row[-1]]
-        branch = helper.make_graph([*cast, *graph.node], f"g{number}", [], list(graph.output), [shape])
-        nodes = [
-            *told,
-            helper.make_node("Cast", [f"is{number}/least"], [f"is{number}/yes"], to=onnx.TensorProto.BOOL),
-        ]
-        names = ("outputs", "answers") if number == 0 else (f"if{number}/outputs", f"if{number}/answers")
-        choice = helper.make_node("If", [f"is{number}/yes"], names, then_branch=branch, else_branch=inner)
-        outputs = [_tensor(name, ["batch", card.task.outputs]) for name in names]
-        inner = helper.make_graph([*nodes, choice], f"if{number}", [], outputs, [wanted])
-    assert inner is not None
-    kind = models[sizes[0]].graph.input[0].type.tensor_type.elem_type
-    pixels = helper.make_tensor_value_info("pixels", kind, ["batch", "height", "width", card.spec.channels])
-    graph = helper.make_graph(
-        list(inner.node), "vitreous", [pixels], list(inner.output), [*inner.initializer, *initializers]
-    )
-    first = models[sizes[0]]
-    return helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
+    return list(shared.values())
+
+
+def _last_branch(number: int, size: Size, graph: Any, card: Card, sizes: Sequence[Size]) -> Any:
+    """A graph of the pictures of the last size.
+
+    ONNX cannot refuse: of another size, this asks for a row that is not there, in a node whose name says what was due.
+    """
+    onnx = import_quietly("onnx")
+    helper = onnx.helper
+    expected = EXPECTED + "_or_".join(f"{h}x{w}" for h, w in sizes)
+    comparison, wanted = _comparison(number, size)
+    shape, reshape = _reshape(number, size, card)
+    one = helper.make_tensor("one", onnx.TensorProto.INT64, [], [1])
+    row = [
+        helper.make_node("Sub", [one.name, f"is{number}/least"], [f"g{number}/row"]),
+        helper.make_node("Gather", [shape.name, f"g{number}/row"], [f"g{number}/known"], name=expected),
+    ]
+    nodes = [*comparison, *row, reshape, *graph.node]
+    return helper.make_graph(nodes, f"g{number}", [], list(graph.output), [shape, wanted, one])
+
+
+def _choice(number: int, size: Size, graph: Any, card: Card, other: Any) -> Any:
+    """A graph of which the pictures of this size take one branch, all others the other."""
+    onnx = import_quietly("onnx")
+    helper = onnx.helper
+    comparison, wanted = _comparison(number, size)
+    shape, reshape = _reshape(number, size, card)
+    squeeze = helper.make_node("Squeeze", [shape.name], [f"g{number}/known"])
+    branch = helper.make_graph([squeeze, reshape, *graph.node], f"g{number}", [], list(graph.output), [shape])
+    yes = helper.make_node("Cast", [f"is{number}/least"], [f"is{number}/yes"], to=onnx.TensorProto.BOOL)
+    names = ("outputs", "answers") if number == 0 else (f"if{number}/outputs", f"if{number}/answers")
+    choice = helper.make_node("If", [f"is{number}/yes"], names, then_branch=branch, else_branch=other)
+    outputs = [_tensor(name, ["batch", card.task.outputs]) for name in names]
+    return helper.make_graph([*comparison, yes, choice], f"if{number}", [], outputs, [wanted])
+
+
+def _comparison(number: int, size: Size) -> tuple[list[Any], Any]:
+    """Nodes that tell whether pixels are of a size, is{number}/least being 1 or 0, and the constant they take."""
+    onnx = import_quietly("onnx")
+    node, wanted = onnx.helper.make_node, onnx.helper.make_tensor(f"is{number}/size", onnx.TensorProto.INT64, [2], size)
+    nodes = [
+        node("Shape", ["pixels"], [f"is{number}/shape"], start=1, end=3),
+        node("Equal", [f"is{number}/shape", wanted.name], [f"is{number}/equal"]),
+        node("Cast", [f"is{number}/equal"], [f"is{number}/whole"], to=onnx.TensorProto.INT64),
+        node("ReduceMin", [f"is{number}/whole"], [f"is{number}/least"], keepdims=0),
+    ]
+    return nodes, wanted
+
+
+def _reshape(number: int, size: Size, card: Card) -> tuple[Any, Any]:
+    """The shape of pixels of a size, a constant of one row, and the node that gives pixels that of g{number}/known."""
+    onnx = import_quietly("onnx")
+    shape = onnx.helper.make_tensor(f"g{number}/shape", onnx.TensorProto.INT64, [1, 4], [0, *size, card.spec.channels])
+    return shape, onnx.helper.make_node("Reshape", ["pixels", f"g{number}/known"], [f"g{number}/pixels"])
 
 
 def store_as_bf16(model: Any) -> None:
