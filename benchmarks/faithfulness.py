@@ -135,8 +135,7 @@ def read_pictures(predictor: Predictor, data: str, split: str, most: int, seed: 
 
     "test" takes those held out for testing and those that the run has not seen. Raises `InputError` for none.
     """
-    options = predictor.run.config()["train"]
-    source = open_source(data, target=tuple(options["target"]), path_column=options["path_column"])
+    source = open_source(data, predictor.columns)
     rank = ("test", "validation", "train").index  # a picture that stands in several was trained on
     known = {row.digest: row.split for row in sorted(predictor.run.read_split(), key=lambda row: rank(row.split))}
     wanted = ("validation",) if split == "validation" else ("test", "new")

@@ -2,6 +2,7 @@
 
 from vitreous.data import index
 from vitreous.data.shards import open_shards
+from vitreous.data.tables import Columns
 
 
 def index_bytes(content: bytes, place: str) -> index.Shard:
@@ -11,5 +12,5 @@ def index_bytes(content: bytes, place: str) -> index.Shard:
 
 def open_bytes(content: bytes) -> None:
     """Reads bytes as a shard, as far as it goes without decoding a picture. Raises `InputError` alone."""
-    _, table = open_shards([index_bytes(content, "a.tar")], ["a.tar"], "a.tar", (), None)
+    _, table = open_shards([index_bytes(content, "a.tar")], ["a.tar"], "a.tar", Columns())
     assert len(table.names) == len(table.splits)

@@ -20,6 +20,7 @@ from vitreous.data.doctor import check_data, scan
 from vitreous.data.index import INDEX
 from vitreous.data.packing import pack, parse_size
 from vitreous.data.sources import Source, open_pictures, open_source
+from vitreous.data.tables import Columns
 from vitreous.errors import InputError
 from vitreous.rundir import RunDir
 from vitreous.training.journal import Journal
@@ -134,11 +135,11 @@ def test_numbers_groups_and_chosen_targets_are_kept(tmp_path, form):
     odd = ["", "a", "01", "2", "é", "x,y"]
     lines = [f'{path},{value},{i},{i % 2 == 0},"{odd[i]}",{i // 2}' for i, (path, value) in enumerate(rows)]
     table.write_text("\n".join(["path,place (mm),count,even,word,who", *lines]) + "\n", "utf-8")
-    source = open_source(table, target=["count", "place (mm)", "even", "word"], group="who")
+    source = open_source(table, Columns(("count", "place (mm)", "even", "word"), group="who"))
     pack(source, tmp_path / "out", form=form, size=1 << 30, group="who")
     again = open_source(tmp_path / "out")
     assert same(source, again)
-    assert same(open_source(table, target=["even"], group="who"), open_source(tmp_path / "out", target="even"))
+    assert same(open_source(table, Columns(("even",), group="who")), open_source(tmp_path / "out", Columns(("even",))))
 
 
 @pytest.mark.parametrize("form", ["tar", "parquet"])
@@ -300,7 +301,7 @@ def test_hugging_face_reads_what_is_packed_and_is_read(folder, packed, tmp_path,
     with Image.open(folder / json.loads(first["vitreous"])["name"]) as image:
         assert np.array_equal(np.asarray(image), np.asarray(first["image"]))
     monkeypatch.setattr(datasets, "load_dataset", lambda name, config: splits)
-    source, again = open_source(folder), open_source("hf://owner/boxes", target=["class"])
+    source, again = open_source(folder), open_source("hf://owner/boxes", Columns(("class",)))
     assert again.kind == "hub"
     assert sorted(again.splits.tolist()) == sorted(source.splits.tolist())
     by_content = {bytes(source.read(i)): source.columns["class"][i] for i in range(len(source))}

@@ -18,6 +18,7 @@ from vitreous.data import parquet
 from vitreous.data.parquet import MAIN, ParquetFile, parquet_file
 from vitreous.data.processes import HEAD, Processes
 from vitreous.data.sources import open_source
+from vitreous.data.tables import Columns
 from vitreous.errors import InputError
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded, and told, there")
@@ -77,7 +78,7 @@ class TestSizes:
         assert path.stat().st_size < 1 << 17
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(InputError, match=rf"^{path}"):
-            open_source(path, path_column="image").read(0)
+            open_source(path, Columns(path="image")).read(0)
         assert largest(frail) < 600 << 20
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
 

@@ -27,6 +27,7 @@ from vitreous.data.places import is_there, title_of
 from vitreous.data.remote import RangeFile, expand, read_range, shown
 from vitreous.data.rowgroups import RowGroups
 from vitreous.data.sources import Source, open_pictures, open_source
+from vitreous.data.tables import Columns
 from vitreous.errors import InputError
 
 fsspec = pytest.importorskip("fsspec")
@@ -147,7 +148,7 @@ class TestSamples:
         assert source.names[:2] == ("00000.jpg", "00001.jpg")
         assert {name: list(values) for name, values in source.columns.items()} == {"label": ["cat", "dog", "owl"] * 2}
         assert read_all(source)[5] == b"picture 5"
-        assert open_source(tmp_path / "s.tar", target="age").columns["age"].tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
+        assert open_source(tmp_path / "s.tar", Columns(("age",))).columns["age"].tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
 
     @pytest.mark.parametrize(("field", "title"), [("cls", "class"), ("txt", "txt")])
     def test_a_class_may_stand_in_a_file_of_its_own(self, tmp_path, field, title):
@@ -177,7 +178,7 @@ class TestSamples:
     def test_what_a_sample_lacks_is_missing_and_kinds_are_brought_together(self, tmp_path):
         values = [{"y": 1, "w": 1, "l": [1]}, {"y": 2.5, "w": "a"}, {"w": None}]
         found = {f"{i}.{e}": c for i, v in enumerate(values) for e, c in (("png", b"P"), ("json", v))}
-        columns = open_source(write(tmp_path / "s.tar", found), target=["y", "w"]).columns
+        columns = open_source(write(tmp_path / "s.tar", found), Columns(("y", "w"))).columns
         np.testing.assert_array_equal(columns["y"], [1, 2.5, np.nan])
         assert columns["w"].tolist() == ["1", "a", ""]
 
@@ -196,12 +197,12 @@ class TestSamples:
         found = samples(range(3))
         for i, split in enumerate(["train", "val", "test"]):
             found[f"{i:05}.json"] |= {"split": split, "who": i // 2}
-        source = open_source(write(tmp_path / "s.tar", found), group="who")
+        source = open_source(write(tmp_path / "s.tar", found), Columns(group="who"))
         assert source.groups is not None
         assert source.groups.tolist() == ["0", "0", "1"]
         assert source.splits.tolist() == ["train", "validation", "test"]
         with pytest.raises(InputError, match=r"no group column 'x'\. Its columns are: label, age, split, who"):
-            open_source(tmp_path / "s.tar", group="x")
+            open_source(tmp_path / "s.tar", Columns(group="x"))
 
 
 class TestMany:

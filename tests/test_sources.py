@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vitreous.data.sources import open_pictures, open_source
+from vitreous.data.tables import Columns
 from vitreous.errors import InputError
 
 
@@ -132,7 +133,7 @@ class TestTables:
             tmp_path / "t.csv",
             'id,File,age,patient,split\n7,p/1.png,1.5,A,train\n8,"p/2.png",2,B,Val\n9,.\\p\\3.png,3,A,\n',
         )
-        source = open_source(table, group="patient")
+        source = open_source(table, Columns(group="patient"))
         assert source.kind == "table"
         assert source.names == ("p/1.png", "p/2.png", "p/3.png")
         assert {name: column.tolist() for name, column in source.columns.items()} == {"age": [1.5, 2.0, 3.0]}
@@ -166,7 +167,7 @@ class TestTables:
     def test_target_and_path_columns_can_be_chosen(self, tmp_path):
         grow(tmp_path, "a.png", "b.png")
         table = write(tmp_path / "t.csv", "path,front,label,age\nx,a.png,cat,1\ny,b.png,dog,2\n")
-        source = open_source(table, target="age", path_column="front")
+        source = open_source(table, Columns.of("age", "front"))
         assert source.names == ("a.png", "b.png")
         assert source.columns["age"].tolist() == [1, 2]
         assert list(source.columns) == ["age"]
@@ -196,8 +197,8 @@ class TestTables:
             ("path,y\na.png,1\nno.png,2\n,3\n", {}, r"without a picture in column 'path'[^$]*row 3"),
             ("path,y\na.png,1\nno.png,2\nnot.png,3\n", {}, r"2 of 3 pictures are not there[^$]*row 2: no.png\n  row 3"),
             ("path,y\na.png,1\nb.png,2\na.png,3\n", {}, r"a.png: rows 1, 3 \('y' is 1 and 3\)"),
-            ("path,y\na.png,1\n", {"target": ["age"]}, "no target column 'age'. Its columns are: path, y"),
-            ("path,y\na.png,1\n", {"path_column": "p"}, "no path column 'p'"),
+            ("path,y\na.png,1\n", {"target": ("age",)}, "no target column 'age'. Its columns are: path, y"),
+            ("path,y\na.png,1\n", {"path": "p"}, "no path column 'p'"),
             ("path,y\na.png,1\n", {"group": "g"}, "no group column 'g'"),
             ("path,y,g\na.png,1,\nb.png,2,x\n", {"group": "g"}, r"without a group in column 'g'[^$]*row 1"),
             ("path,label,class\na.png,1,cat\n", {}, "several columns may be the target.*label, class"),
@@ -212,7 +213,7 @@ class TestTables:
     def test_faults_of_a_table_are_named(self, tmp_path, text, options, words):
         grow(tmp_path, "a.png", "b.png")
         with pytest.raises(InputError, match=words):
-            open_source(write(tmp_path / "t.csv", text), **options)
+            open_source(write(tmp_path / "t.csv", text), Columns(**options))
 
     def test_a_csv_that_is_not_utf8_is_refused(self, tmp_path):
         with pytest.raises(InputError, match="not UTF-8"):
@@ -281,7 +282,7 @@ class TestArrays:
 
     def test_wide_labels_are_several_columns_and_groups_are_kept(self, tmp_path):
         path = self.save(tmp_path / "a.npz", images=np.zeros((2, 4, 4)), labels=[[0, 1], [1, 1]], who=["a", "b"])
-        source = open_source(path, group="who")
+        source = open_source(path, Columns(group="who"))
         assert {name: column.tolist() for name, column in source.columns.items()} == {
             "labels_0": [0, 1],
             "labels_1": [1, 1],
@@ -291,7 +292,7 @@ class TestArrays:
 
     def test_targets_can_be_chosen(self, tmp_path):
         path = self.save(tmp_path / "a.npz", images=np.zeros((2, 4, 4)), labels=[0, 1], age=[4.5, 5.5])
-        assert list(open_source(path, target=["age"]).columns) == ["age"]
+        assert list(open_source(path, Columns(("age",))).columns) == ["age"]
 
     @pytest.mark.parametrize(
         ("arrays", "options", "words"),
@@ -300,14 +301,14 @@ class TestArrays:
             ({"x": np.zeros((2, 16)), "y": np.zeros(2)}, {}, r"x has shape \(2, 16\)"),
             ({"x": np.zeros((2, 4, 4)), "y": np.zeros(3)}, {}, r"y has shape \(3,\) .*beside 2 pictures"),
             ({"x_train": np.zeros((2, 4, 4)), "y_train": np.zeros(2), "x_test": np.zeros((1, 4, 4))}, {}, "only some"),
-            ({"x": np.zeros((2, 4, 4)), "y": np.zeros(2)}, {"target": ["age"]}, "no target 'age' beside x"),
+            ({"x": np.zeros((2, 4, 4)), "y": np.zeros(2)}, {"target": ("age",)}, "no target 'age' beside x"),
             ({"x": np.zeros((2, 4, 4)), "y": np.zeros(2)}, {"group": "who"}, "no group 'who' beside x"),
             ({"x": np.zeros((2, 4, 4)), "y": np.array([{}, {}])}, {}, "of plain arrays"),
         ],
     )
     def test_faults_of_arrays_are_named(self, tmp_path, arrays, options, words):
         with pytest.raises(InputError, match=words):
-            open_source(self.save(tmp_path / "a.npz", **arrays), **options)
+            open_source(self.save(tmp_path / "a.npz", **arrays), Columns(**options))
 
 
 class TestTars:
@@ -403,13 +404,13 @@ class TestOthers:
         ("options", "words"),
         [
             ({"group": "who"}, "Groups are for tables"),
-            ({"path_column": "p"}, "path column is for tables"),
-            ({"target": ["age"]}, "no target age: what it has is class"),
+            ({"path": "p"}, "path column is for tables"),
+            ({"target": ("age",)}, "no target age: what it has is class"),
         ],
     )
     def test_options_of_tables_are_refused_for_folders(self, tmp_path, options, words):
         with pytest.raises(InputError, match=words):
-            open_source(grow(tmp_path, "cat/a.png"), **options)
+            open_source(grow(tmp_path, "cat/a.png"), Columns(**options))
 
     def test_a_file_of_another_kind_is_refused(self, tmp_path):
         with pytest.raises(InputError, match="is not a folder, a table"):

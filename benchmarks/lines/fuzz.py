@@ -133,17 +133,17 @@ def split(data: bytes) -> object:
 
 def csv(data: bytes) -> object:
     """A table of pictures."""
-    from vitreous.data.tables import read_table
+    from vitreous.data.tables import Columns, read_table
 
-    return FILES.setdefault("csv", on_file("t.csv", lambda path: read_table(path, (), None, None)))(data)
+    return FILES.setdefault("csv", on_file("t.csv", lambda path: read_table(path, Columns())))(data)
 
 
 def parquet(data: bytes) -> object:
     """A table of pictures in Parquet, and its first picture."""
-    from vitreous.data.tables import read_table
+    from vitreous.data.tables import Columns, read_table
 
     def read(path: Path) -> None:
-        table = read_table(path, (), None, None)
+        table = read_table(path, Columns())
         if table.read is not None and table.names:
             table.read(0)
 

@@ -13,6 +13,7 @@ from vitreous.data.notes import digest
 from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import find_leaks
 from vitreous.data.store import in_order
+from vitreous.data.tables import Columns
 from vitreous.data.targets import infer_task
 from vitreous.data.workers import DECODERS
 from vitreous.errors import InputError
@@ -116,7 +117,7 @@ def check_data(
 
     Raises `InputError` where there is nothing that could be examined.
     """
-    source = open_source(data, target=target, path_column=path_column, group=group)
+    source = open_source(data, Columns.of(target, path_column, group))
     if source.splits.any():
         source = replace(source, splits=np.where(source.splits == "", "train", source.splits))
     threads, total = os.cpu_count() or 1, 2 * len(source)

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitreous.data.decode import check_bytes
 from vitreous.data.splits import split_of
-from vitreous.data.tables import PATH_COLUMNS, Table, of_rows
+from vitreous.data.tables import PATH_COLUMNS, Columns, Table, of_rows
 from vitreous.errors import InputError
 from vitreous.strict import open_regular
 
@@ -51,7 +51,7 @@ class _Rows:
             raise InputError(f"{name}: {path} cannot be read: {error.strerror}.") from error
 
 
-def open_hub(data: str, target: Sequence[str], path_column: str | None, group: str | None) -> Table:
+def open_hub(data: str, columns: Columns) -> Table:
     """The data set hf://owner/name or hf://owner/name:config with all its splits.
 
     Raises:
@@ -70,12 +70,10 @@ def open_hub(data: str, target: Sequence[str], path_column: str | None, group: s
     except Exception as error:  # of the library, the network, or the data set's own files
         reason = str(error).strip().splitlines()[0:1] or [type(error).__name__]
         raise InputError(f"{data} cannot be loaded: {reason[0]}") from error
-    return of_splits(splits, data, target, path_column, group)
+    return of_splits(splits, data, columns)
 
 
-def of_splits(
-    splits: Mapping[Any, Any], where: str, target: Sequence[str], path_column: str | None, group: str | None
-) -> Table:
+def of_splits(splits: Mapping[Any, Any], where: str, columns: Columns) -> Table:
     """The pictures and targets of a `datasets.DatasetDict`. Raises `InputError` as `open_hub` does."""
     import datasets  # pyright: ignore[reportMissingImports]
     import pyarrow as pa
@@ -85,10 +83,10 @@ def of_splits(
         raise InputError(f"{where} holds no rows.")
     features = next(iter(parts.values())).features
     pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    column = path_column or next((name for name in PATH_COLUMNS if name in pictures), pictures[0] if pictures else None)
+    column = columns.path or next((name for name in PATH_COLUMNS if name in pictures), next(iter(pictures), None))
     if column is None or column not in pictures:
         raise InputError(
-            f"{where} has no column of pictures{f' {path_column!r}' if path_column else ''}: its columns are "
+            f"{where} has no column of pictures{f' {columns.path!r}' if columns.path else ''}: its columns are "
             f"{', '.join(features)}."
         )
     undecoded = [
@@ -98,10 +96,10 @@ def of_splits(
     tables = [_table(part.select_columns(others), len(part)) for part in parts.values()]
     table = pa.concat_tables(tables).replace_schema_metadata(tables[0].schema.metadata)
     names = tuple(f"{name}[{i}]" for name, part in parts.items() for i in range(len(part)))
-    told = [split_of(name) or "" for name, part in parts.items() for _ in range(len(part))]
+    sides = [split_of(name) or "" for name, part in parts.items() for _ in range(len(part))]
     starts = np.cumsum([0, *(len(part) for part in parts.values())])
     read = _Rows(tuple(undecoded), starts, column, names, _folders())
-    return of_rows(table, names, (), where, target, group, set(), read, told)
+    return of_rows(table, names, (), where, columns, set(), read, sides)
 
 
 def _folders() -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from vitreous.data.index import FIELDS, Shard
 from vitreous.data.notes import NOTE, Note
 from vitreous.data.places import splits_of_files
 from vitreous.data.remote import read_range, shown
-from vitreous.data.tables import Table, of_rows
+from vitreous.data.tables import Columns, Table, of_rows
 from vitreous.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,18 +61,15 @@ class _Sample:
     picture: int = -1
 
 
-def open_shards(
-    shards: Sequence[Shard], names: Sequence[str], where: str, target: Sequence[str], group: str | None
-) -> tuple[str, Table]:
+def open_shards(shards: Sequence[Shard], names: Sequence[str], where: str, columns: Columns) -> tuple[str, Table]:
     """The pictures of indexed shards and their targets, as "tar" (class folders) or "shards" (samples with fields).
 
     Args:
         shards: the indexes.
         names: of the shards, relative to their folder; they tell the splits where they name several.
         where: what the user named, for messages.
-        target: fields to learn; by default `.cls`, or those fields of the JSON that `open_source` would take of a
-            table, or `.txt`.
-        group: the field whose pictures must stand on one side of a split.
+        columns: the fields that are meant; targets are by default `.cls`, or those fields of the JSON that
+            `open_source` would take of a table, or `.txt`.
 
     Raises:
         InputError: no pictures, or nothing that says what is to be learned from them.
@@ -81,16 +78,16 @@ def open_shards(
     samples, ignored = _samples(shards, names, where)
     splits = splits_of_files(names)
     if not any(sample.fields or sample.note for sample in samples):
-        if group is not None:
+        if columns.group is not None:
             raise InputError(f"Groups are for tables, .npz files and shards with fields, but {where} holds none.")
         return "tar", _of_folders(shards, names, where, splits)
     table = _columns(samples)
     notes = [sample.note for sample in samples if sample.note]
     read = _ranges(shards, names, [(sample.shard, sample.picture) for sample in samples])
-    told = [splits[sample.shard] for sample in samples]
-    taken = set() if target else _left_out(table)
+    sides = [splits[sample.shard] for sample in samples]
+    taken = set() if columns.target else _left_out(table)
     notes = notes if len(notes) == len(samples) else []
-    found = of_rows(table, read.names, notes, where, target, group, taken, read, told)
+    found = of_rows(table, read.names, notes, where, columns, taken, read, sides)
     return "shards", replace(found, ignored=tuple(ignored))
 
 
@@ -240,11 +237,11 @@ def _of_folders(shards: Sequence[Shard], names: Sequence[str], where: str, split
     folders = class_folders(together, where, within=wrapper(together, stem))
     of = dict(zip(folders.pictures, zip(folders.classes, folders.splits, strict=True), strict=True))
     chosen = [(k, found[name]) for k, found in enumerate(members) for name in sorted(found) if name in of]
-    told = [of[shards[k].names[member]] for k, member in chosen]
+    labels = [of[shards[k].names[member]] for k, member in chosen]
     read = _ranges(shards, names, chosen)
-    both = [split or splits[k] for (k, _), (_, split) in zip(chosen, told, strict=True)]
+    both = [split or splits[k] for (k, _), (_, split) in zip(chosen, labels, strict=True)]
     ignored = sorted([*folders.ignored, *(name for shard in shards for name in shard.odd)])
-    columns = {"class": np.array([name for name, _ in told], dtype=str)}
+    columns = {"class": np.array([name for name, _ in labels], dtype=str)}
     return Table(read.names, columns, np.array(both, dtype="U10"), None, read, ignored=tuple(ignored))
 
 

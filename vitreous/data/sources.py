@@ -17,7 +17,7 @@ from vitreous.data.notes import Known
 from vitreous.data.places import Shards, find_shards, splits_of_files
 from vitreous.data.remote import shown
 from vitreous.data.shards import open_members, open_shards
-from vitreous.data.tables import TABLE_SUFFIXES, Table, read_table, read_tables
+from vitreous.data.tables import TABLE_SUFFIXES, Columns, Table, read_table, read_tables
 from vitreous.errors import InputError
 from vitreous.strict import open_npz
 
@@ -67,13 +67,7 @@ class Source:
         )
 
 
-def open_source(
-    data: str | os.PathLike,
-    *,
-    target: Sequence[str] = (),
-    path_column: str | None = None,
-    group: str | None = None,
-) -> Source:
+def open_source(data: str | os.PathLike, columns: Columns = Columns()) -> Source:
     """Find the pictures and targets in a folder, a table, an array file, shards, or the built-in digits.
 
     Args:
@@ -86,31 +80,27 @@ def open_source(
             a URL of any of these two: http(s)://, or what fsspec knows, such as s3://;
             "hf://owner/name" or "hf://owner/name:config", a data set of Hugging Face;
             "digits", scikit-learn's 8×8 digits.
-        target: columns of a table, fields of shards (or keys of an `.npz`) to learn. By default the column called
-            label, class, target, y or category; without one, all columns but the path, the group, the split and the id.
-        path_column: the table's column of pictures: paths relative to the table's folder, or in Parquet their bytes.
-        group: the column (or key) whose pictures must stand on one side of a split.
+        columns: which are meant. By default the target is the column called label, class, target, y or category;
+            without one, all columns are but the path, the group, the split and the id.
 
     Raises:
         InputError: what was expected, what is there, and what to do.
     """
-    if isinstance(target, str):
-        target = (target,)
     if str(data).startswith("hf://"):
         from vitreous.data.hub import open_hub
 
-        return _of_table("hub", str(data), open_hub(str(data), target, path_column, group))
+        return _of_table("hub", str(data), open_hub(str(data), columns))
     if (found := find_shards(data)) is not None:
-        return _open_shards(found, target, path_column, group)
+        return _open_shards(found, columns)
     path = Path(os.path.abspath(Path(data).expanduser()))
     suffix = path.suffix.lower()
     if path.is_file() and suffix in TABLE_SUFFIXES:
-        return _of_table("table", str(path), read_table(path, target, path_column, group), path.parent)
-    if path_column is not None:
+        return _of_table("table", str(path), read_table(path, columns), path.parent)
+    if columns.path is not None:
         raise InputError(f"A path column is for tables (.csv, .tsv, .parquet), but the data is {data}.")
     if path.is_file() and suffix == ".npz":
-        return _open_arrays(path, target, group)
-    if group is not None:
+        return _open_arrays(path, columns)
+    if columns.group is not None:
         raise InputError(f"Groups are for tables (.csv, .tsv, .parquet), shards and .npz, but the data is {data}.")
     if path.is_dir():
         source = _open_folder(path)
@@ -124,7 +114,7 @@ def open_source(
         source = _open_digits()
     else:
         raise InputError(_not_there(path))
-    _refuse_unknown(source, data, target)
+    _refuse_unknown(source, data, columns)
     return source
 
 
@@ -235,17 +225,17 @@ def _read_file(path: Path, name: str) -> bytes:
         raise InputError(f"{name} cannot be read: {error.strerror}.") from error
 
 
-def _open_shards(found: Shards, target: Sequence[str], path_column: str | None, group: str | None) -> Source:
+def _open_shards(found: Shards, columns: Columns) -> Source:
     where = shown(found.given)
     if found.suffix == ".parquet":
         splits = splits_of_files(found.names)
-        table = read_tables(found.places, where, target, path_column, group, splits)
+        table = read_tables(found.places, where, columns, splits)
         return _of_table("table", found.given, table, Path(found.places[0]).parent)
-    if path_column is not None:
+    if columns.path is not None:
         raise InputError(f"A path column is for tables (.csv, .tsv, .parquet), but the data is {where}.")
-    kind, table = open_shards(index_shards(found.places, found.index), found.names, where, target, group)
+    kind, table = open_shards(index_shards(found.places, found.index), found.names, where, columns)
     source = _of_table(kind, found.given, table)
-    _refuse_unknown(source, where, target)
+    _refuse_unknown(source, where, columns)
     return source
 
 
@@ -260,7 +250,7 @@ def _inside_shards(
     if found is None:
         return None
     if found.suffix == ".parquet":
-        source = _open_shards(found, (), None, None)
+        source = _open_shards(found, Columns())
         return source.names, source.read
     read = open_members(index_shards(found.places, found.index), found.names, shown(found.given))
     return read.names, read
@@ -274,8 +264,8 @@ def _of_table(kind: str, location: str, table: Table, folder: Path = Path()) -> 
     return source if table.order is None else source.only(table.order)
 
 
-def _refuse_unknown(source: Source, data: str | os.PathLike, target: Sequence[str]) -> None:
-    unknown = [name for name in target if name not in source.columns]
+def _refuse_unknown(source: Source, data: str | os.PathLike, columns: Columns) -> None:
+    unknown = [name for name in columns.target if name not in source.columns]
     if unknown:
         raise InputError(f"{data} has no target {', '.join(unknown)}: what it has is {', '.join(source.columns)}.")
 
@@ -302,10 +292,10 @@ def _open_digits() -> Source:
     return Source("digits", "digits", names, columns, _unsaid(len(names)), None, _Arrays((pictures,)))
 
 
-def _open_arrays(path: Path, target: Sequence[str], group: str | None) -> Source:
+def _open_arrays(path: Path, columns: Columns) -> Source:
     try:
         with open_npz(path, UNPACKED) as file:
-            return _source_of_arrays(path, file, target, group)
+            return _source_of_arrays(path, file, columns)
     except InputError:
         raise
     except Exception as error:  # NumPy raises whatever it likes on a damaged header, MemoryError included
@@ -314,7 +304,7 @@ def _open_arrays(path: Path, target: Sequence[str], group: str | None) -> Source
         ) from error
 
 
-def _source_of_arrays(path: Path, file: np.lib.npyio.NpzFile, target: Sequence[str], group: str | None) -> Source:
+def _source_of_arrays(path: Path, file: np.lib.npyio.NpzFile, columns: Columns) -> Source:
     keys = {key.lower(): key for key in file.files} | {key: key for key in file.files}
 
     def find(stem: str, words: Sequence[str]) -> str | None:
@@ -329,7 +319,7 @@ def _source_of_arrays(path: Path, file: np.lib.npyio.NpzFile, target: Sequence[s
     splits: list[np.ndarray] = []
     groups: list[np.ndarray] = []
     pictures: list[np.ndarray] = []
-    columns: dict[str, list[np.ndarray]] = {}
+    targets: dict[str, list[np.ndarray]] = {}
     parts = [(split, words) for split, words in _ARRAY_SPLITS.items() if first(_ARRAY_PICTURES, words)]
     for split, words in parts or [("", ("",))]:
         stem = first(_ARRAY_PICTURES, words)
@@ -344,27 +334,27 @@ def _source_of_arrays(path: Path, file: np.lib.npyio.NpzFile, target: Sequence[s
         pictures.append(array)
 
         label = first(_ARRAY_LABELS, words)
-        wanted = [("target", t) for t in target or ([label] if label else [])]
-        for role, title in wanted + ([("group", group)] if group else []):
+        wanted = [("target", t) for t in columns.target or ([label] if label else [])]
+        for role, title in wanted + ([("group", columns.group)] if columns.group else []):
             found = find(title, words)
             if found is None:
                 raise InputError(f"{path} has no {role} '{title}' beside {key}: it holds {', '.join(file.files)}.")
             values = _label_columns(title, file[found], len(array), f"{path}: {found}")
             if role == "target":
                 for name, column in values.items():
-                    columns.setdefault(name, []).append(column)
+                    targets.setdefault(name, []).append(column)
             elif len(values) == 1:
                 groups.append(values[title].astype(str))
             else:
                 raise InputError(f"{path}: a group is one value a picture, but {found} has {len(values)}.")
-    partial = [title for title, found in columns.items() if len(found) < max(len(parts), 1)]
+    partial = [title for title, found in targets.items() if len(found) < max(len(parts), 1)]
     if partial:
         raise InputError(f"{path}: only some splits have {', '.join(partial)}. It holds {', '.join(file.files)}.")
     return Source(
         "arrays",
         str(path),
         tuple(names),
-        {title: np.concatenate(found) for title, found in columns.items()},
+        {title: np.concatenate(found) for title, found in targets.items()},
         np.concatenate(splits),
         np.concatenate(groups) if groups else None,
         _Arrays(tuple(pictures)),

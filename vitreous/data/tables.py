@@ -4,9 +4,9 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -31,6 +31,20 @@ _COUNTED = "(rows counted from 1, without the header)"
 
 
 @dataclass(frozen=True)
+class Columns:
+    """The columns of a table, fields of shards or keys of an .npz that are meant; others are found by their titles."""
+
+    target: tuple[str, ...] = ()  # what is learned
+    path: str | None = None  # pictures: paths relative to the table's folder, or in Parquet their bytes
+    group: str | None = None  # equal values stand on one side of a split
+
+    @classmethod
+    def of(cls, target: str | Sequence[str] = (), path: str | None = None, group: str | None = None) -> Self:
+        """Columns of one target or several."""
+        return cls((target,) if isinstance(target, str) else tuple(target), path, group)
+
+
+@dataclass(frozen=True)
 class Table:
     """The rows of a table, a picture each."""
 
@@ -44,24 +58,17 @@ class Table:
     ignored: tuple[str, ...] = ()
 
 
-def read_table(path: Path, target: Sequence[str], path_column: str | None, group: str | None) -> Table:
+def read_table(path: Path, columns: Columns) -> Table:
     """Read a CSV, TSV or Parquet file; `open_source` tells how its columns are understood.
 
     Raises:
         InputError: the file cannot be read, has no such columns, or has rows without a picture, whose picture is not
             there, or that contradict each other. Faults of one sort are reported together.
     """
-    return read_tables([str(path)], str(path), target, path_column, group)
+    return read_tables([str(path)], str(path), columns)
 
 
-def read_tables(
-    places: Sequence[str],
-    where: str,
-    target: Sequence[str],
-    path_column: str | None,
-    group: str | None,
-    splits: Sequence[str] = (),
-) -> Table:
+def read_tables(places: Sequence[str], where: str, columns: Columns, splits: Sequence[str] = ()) -> Table:
     """Read Parquet files, or one CSV or TSV, as one table; `splits` are those that each file's name says.
 
     Raises `InputError` as `read_table` does.
@@ -69,7 +76,7 @@ def read_tables(
     import pyarrow as pa
 
     try:
-        return _read(places, where, target, path_column, group, splits)
+        return _read(places, where, columns, splits)
     except InputError:
         raise
     except UnicodeError:
@@ -78,14 +85,7 @@ def read_tables(
         raise InputError(f"{where} cannot be read as a table: {str(error)[:200]}") from error
 
 
-def _read(
-    places: Sequence[str],
-    where: str,
-    target: Sequence[str],
-    path_column: str | None,
-    group: str | None,
-    splits: Sequence[str],
-) -> Table:
+def _read(places: Sequence[str], where: str, columns: Columns, splits: Sequence[str]) -> Table:
     contents: dict[str, RowGroups] = {}
     if shown(places[0]).lower().endswith(".parquet"):
         table, contents, rows = light_columns(places)
@@ -101,17 +101,17 @@ def _read(
     if names.count("") > 1:  # several without a name, of which none can be meant
         names = [name for name in names if name]
         table = table.select(names)
-    if path_column is not None and path_column not in names:
-        raise InputError(f"{where} has no path column '{path_column}'. Its columns are: {', '.join(names)}.")
+    if columns.path is not None and columns.path not in names:
+        raise InputError(f"{where} has no path column '{columns.path}'. Its columns are: {', '.join(names)}.")
 
-    pictures = path_column or _picture_column(table, where)
+    pictures = columns.path or _picture_column(table, where)
     read, paths = _pictures(table[pictures], pictures, where, contents.get(stored[pictures]))
     if read is None:
         if len(places) > 1 or is_url(places[0]):
             raise InputError(f"{where}: '{pictures}' holds paths; expected pictures themselves, in a column of bytes.")
         paths = _existing(paths, Path(places[0]))
     notes = _notes(table, where) if read is not None else ()
-    found = of_rows(table, paths, notes, where, target, group, {pictures, NOTE} if notes else {pictures}, read, splits)
+    found = of_rows(table, paths, notes, where, columns, {pictures, NOTE} if notes else {pictures}, read, splits)
     if read is None:
         _refuse_contradictions(paths, found.columns, where)
     return found
@@ -122,8 +122,7 @@ def of_rows(
     names: Sequence[str],
     notes: Sequence[Note],
     where: str,
-    target: Sequence[str],
-    group: str | None,
+    columns: Columns,
     taken: set[str],
     read: Callable[[int], bytes | np.ndarray] | None,
     splits: Sequence[str] = (),
@@ -133,26 +132,26 @@ def of_rows(
 
     Raises `InputError` for columns that are not there, and rows that cannot be understood.
     """
-    target = target or (notes[0].targets if notes else ())
-    group = group or (notes[0].group if notes else None)
-    for role, name in [("target", t) for t in target] + [("group", group)]:
+    if notes:
+        columns = replace(columns, target=columns.target or notes[0].targets, group=columns.group or notes[0].group)
+    for role, name in [("target", t) for t in columns.target] + [("group", columns.group)]:
         if name is not None and name not in table.column_names:
             listed = ", ".join(name for name in table.column_names if name != NOTE)
             raise InputError(f"{where} has no {role} column '{name}'. Its columns are: {listed}.")
-    split, told = _splits(table, where, taken={*target, *taken, group})
-    columns = _targets(table, where, target, left_out={*taken, group, split})
-    groups = _groups(table, group, where)
+    split, sides = _splits(table, where, taken={*columns.target, *taken, columns.group})
+    targets = _targets(table, where, columns.target, left_out={*taken, columns.group, split})
+    groups = _groups(table, columns.group, where)
     if split is None and len(splits):
-        told = np.array(splits, dtype="U10")
+        sides = np.array(splits, dtype="U10")
     if not notes:
-        return Table(tuple(names), columns, told, groups, read)
+        return Table(tuple(names), targets, sides, groups, read)
     named = [note.name for note in notes]
     names = named if len(set(named)) == len(named) else names  # of two sets that were packed apart
     numbers = np.array([note.number for note in notes])
     order = np.argsort(numbers) if len(np.unique(numbers)) == len(numbers) else None
-    told = np.array([note.split for note in notes], dtype="U10")
+    sides = np.array([note.split for note in notes], dtype="U10")
     known = tuple(note.known for note in notes)
-    return Table(tuple(names), columns, told, groups, read and Verified(read, names, known), known, order)
+    return Table(tuple(names), targets, sides, groups, read and Verified(read, names, known), known, order)
 
 
 def _notes(table: "pa.Table", where: str) -> list[Note]:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from vitreous.calibration import Calibration
 from vitreous.data.preprocess import InputSpec
+from vitreous.data.tables import Columns
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.fields import read_fields
@@ -46,15 +47,16 @@ class Card:
     calibration: Calibration
     precision: str
     mirrored: bool  # whether mirrored views of a picture make sense
-    columns: dict[str, Any]  # `target` and `path_column`, for tables
+    columns: Columns  # of a table, that the targets and the pictures stood in
     origin: dict[str, Any]  # of the weights, and versions
     seen: Seen  # 13 bytes a picture
 
     def to_json(self) -> str:
         """JSON text."""
         plain = {"input": self.spec.to_json(), "task": self.task.to_json(), "calibration": self.calibration.to_json()}
-        rest = {key: getattr(self, key) for key in ("precision", "mirrored", "columns", "origin")}
-        return json.dumps({"format": VERSION, **plain, **rest, "seen": vars(self.seen)}, ensure_ascii=False)
+        rest = {key: getattr(self, key) for key in ("precision", "mirrored", "origin")}
+        parts = {name: vars(getattr(self, name)) for name in ("columns", "seen")}
+        return json.dumps({"format": VERSION, **plain, **rest, **parts}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str | bytes, path: Path) -> Self:
@@ -90,6 +92,6 @@ class _Written:
     calibration: dict[str, Any]
     precision: str
     mirrored: bool | float
-    columns: dict[str, Any]
+    columns: Columns
     origin: dict[str, Any]
     seen: Seen

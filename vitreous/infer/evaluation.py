@@ -12,6 +12,7 @@ from vitreous.calibration import summarise
 from vitreous.data.doctor import digest
 from vitreous.data.sources import Source, open_source
 from vitreous.data.store import in_order
+from vitreous.data.tables import Columns
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.card import DIGITS
@@ -36,10 +37,8 @@ def evaluate(
     "test" or "all") asks for others; `target` and `path_column` are for a table whose columns have other names than the
     run's. Raises `InputError` for targets that are not the task's, or bad pictures.
     """
-    columns = predictor.columns
-    source = open_source(
-        data, target=target or tuple(columns["target"]), path_column=path_column or columns["path_column"]
-    )
+    own = predictor.columns
+    source = open_source(data, Columns.of(target or own.target, path_column or own.path))
     if target:
         source = source.renamed(predictor.task.columns)
     source = source.only(predictor.world.agree(lambda: _scored(predictor, source, split, say)))

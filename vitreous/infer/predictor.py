@@ -21,6 +21,7 @@ from vitreous.calibration import Calibration
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.sources import Source, open_pictures
 from vitreous.data.store import reader
+from vitreous.data.tables import Columns
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.agreement import Bar
@@ -112,7 +113,7 @@ class Predictor:
         *,
         run: RunDir | None = None,
         engine: Engine | None = None,
-        columns: dict[str, Any] | None = None,
+        columns: Columns = Columns(),
         seen: Seen | None = None,
     ):
         """Of a run directory, or with the `engine` of an exported file and the pictures that it has `seen`. `columns`
@@ -122,7 +123,7 @@ class Predictor:
         self.world = current()
         self.device = self.world.use(choose_device(options.device))
         self.batch, self.threads = BATCH, choose_threads(None)
-        self._run, self._engine, self._seen, self.columns = run, engine, seen, columns or {}
+        self._run, self._engine, self._seen, self.columns = run, engine, seen, columns
         self.converted: dict[str, Any] = {}  # graphs by format, while engines are made of them
         self.settled = engine is not None  # whether the engine is chosen for good
 
@@ -320,7 +321,7 @@ def load(place: str | os.PathLike, options: AnswerConfig | None = None, **fields
     task = folder.parsed("config.json", "task", Task.from_json)
     train = folder.parsed("config.json", "train", TrainConfig.from_json)
     calibration = folder.parsed("validation.json", "calibration", Calibration.from_json)
-    columns = {"target": list(train.target), "path_column": train.path_column}
+    columns = Columns(train.target, train.path_column)
     predictor = Predictor(spec, task, calibration, chosen, run=folder, columns=columns)
     if chosen.views != "one" and not predictor.mirrored:
         raise _no_mirror(chosen, folder.path)

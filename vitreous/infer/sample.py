@@ -82,7 +82,7 @@ def _side(predictor: "Predictor", side: str, data: str | os.PathLike | None) -> 
     place = run.place() if data is None else data
     if place is None:
         raise InputError(f"{run.path} was not trained here, so it has no pictures of its own: --data names some")
-    source = open_source(place, target=predictor.columns["target"], path_column=predictor.columns["path_column"])
+    source = open_source(place, predictor.columns)
     split = run.read_split()
     if split:
         wanted = {row.path for row in split if row.split == side}

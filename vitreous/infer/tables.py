@@ -24,7 +24,7 @@ from vitreous.infer.predictor import Prediction
 CHUNK = 4096  # rows that Parquet groups
 PAUSE = 1.0  # seconds that a row may wait for its way to the disk
 Row = dict[str, Any]
-Columns = Mapping[str, type]  # in order, and what they hold: str, float or bool; any of them may be None
+Schema = Mapping[str, type]  # in order, and what they hold: str, float or bool; any of them may be None
 
 
 def columns(task: Task, top: int) -> dict[str, type]:
@@ -77,7 +77,7 @@ def part_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
 
 
-def write_rows(rows: Iterable[Row], path: Path, columns: Columns, *, append: bool = False) -> None:
+def write_rows(rows: Iterable[Row], path: Path, columns: Schema, *, append: bool = False) -> None:
     """Writes rows as they come to .csv, .jsonl or .parquet, by the name.
 
     What stood there stays until all are written. Whatever stops it leaves the rows so far in `part_of` the path, but
@@ -160,7 +160,7 @@ def plain(text: str) -> str:
 class CSV:
     """A line of titles, then one a row. Empty is None."""
 
-    def __init__(self, columns: Columns):
+    def __init__(self, columns: Schema):
         self.columns = list(columns)
         self._text = io.StringIO()
         self._writer = csv.writer(self._text, lineterminator="\n")
@@ -214,7 +214,7 @@ class JSONLines:
 
     head = b""
 
-    def __init__(self, columns: Columns):
+    def __init__(self, columns: Schema):
         self.columns = list(columns)
 
     def line(self, row: Row) -> bytes:
@@ -234,11 +234,11 @@ class JSONLines:
             yield row, line
 
 
-FORMATS: dict[str, Callable[[Columns], CSV | JSONLines]] = {".csv": CSV, ".jsonl": JSONLines}
+FORMATS: dict[str, Callable[[Schema], CSV | JSONLines]] = {".csv": CSV, ".jsonl": JSONLines}
 PARQUET = ".parquet"
 
 
-def _write_parquet(rows: Iterator[Row], path: Path, columns: Columns) -> None:
+def _write_parquet(rows: Iterator[Row], path: Path, columns: Schema) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 

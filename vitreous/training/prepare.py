@@ -101,7 +101,7 @@ def prepare(data: str, config: TrainConfig, journal: Journal, origin: Origin | N
     without a size of their own, pictures take about the area that it is made for.
     Raises `InputError` for whatever would make the training wrong, with the files' names.
     """
-    source = open_source(data, target=config.target, path_column=config.path_column, group=config.group)
+    source = open_source(data, config.columns)
     if source.ignored:
         journal.say(f"passed over {len(source.ignored):,} files that are no pictures: {_some(source.ignored)}")
     source, found = _examined(source, config, journal)
@@ -206,7 +206,7 @@ def prepare_together(make: Callable[[], Job], config: TrainConfig, journal: Jour
 
 def _in_order_of(split: list[SplitRow], place: str | Path, config: TrainConfig) -> Source:
     """The pictures of a split in a place. Raises `InputError` where some are gone."""
-    source = open_source(place, target=config.target, path_column=config.path_column, group=config.group)
+    source = open_source(place, config.columns)
     places = {name: i for i, name in enumerate(source.names)}
     if missing := [row.path for row in split if row.path not in places]:
         raise InputError.listing(f"{source.location} {CHANGED} gone:", missing)

@@ -14,6 +14,7 @@ import torch
 from vitreous.data.augment import AugmentConfig, check_augmentation, resolve
 from vitreous.data.decode import MAX_PIXELS
 from vitreous.data.preprocess import parse_size
+from vitreous.data.tables import Columns
 from vitreous.errors import InputError
 from vitreous.fields import read_fields
 from vitreous.model.config import ModelConfig
@@ -184,6 +185,11 @@ class TrainConfig:
                 faults.append(str(fault))
         if faults:
             raise InputError.listing("these options do not fit:", faults)
+
+    @property
+    def columns(self) -> Columns:
+        """The columns of a table that are meant."""
+        return Columns(self.target, self.path_column, self.group)
 
     @classmethod
     def of(cls, **options: Any) -> Self:

@@ -83,12 +83,13 @@ def pack_data(
     """
     from vitreous.data.packing import pack, parse_size
     from vitreous.data.sources import open_source
+    from vitreous.data.tables import Columns
     from vitreous.training.recipe import choose_threads
 
     if pictures is not None and pictures < 1:
         raise InputError(f"--pictures {pictures}: expected 1 or more")
     journal, limit = Journal(stderr=json), parse_size(size)
-    source = open_source(data, target=target, path_column=path_column, group=group)
+    source = open_source(data, Columns(target, path_column, group))
     options: dict[str, Any] = {"size": limit, "pictures": pictures, "skip_bad": skip_bad, "group": group}
     with journal.bar("packing", len(source)) as progress:
         found = pack(

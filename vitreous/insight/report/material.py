@@ -18,6 +18,7 @@ from vitreous.data.doctor import Finding, fast_findings, scan, size_histogram
 from vitreous.data.places import is_there
 from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import SPLITS
+from vitreous.data.tables import Columns
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.evaluation import Evaluation, evaluate
@@ -121,8 +122,8 @@ def gather(
     if data is not None or (own and is_there(own)):
         options["skip_bad"] = options.get("skip_bad") or config.skip_bad
         found = evaluate(predictor, place, say=hear, **options)
-        columns = {name: options.get(name) or getattr(config, name) for name in ("target", "path_column")}
-        pictures = open_source(place, **columns)
+        named = (options.get(name) or getattr(config, name) for name in ("target", "path_column"))
+        pictures = open_source(place, Columns.of(*named))
     else:
         hear(
             f"the pictures are gone from {own}: these are the numbers that the training wrote, of the validation "
@@ -164,7 +165,7 @@ def take_census(predictor: Predictor, config: TrainConfig, places: Sequence[str]
     rows, note = predictor.run.read_split(), ""
     for place in dict.fromkeys(places):
         try:
-            source = open_source(place, target=config.target, path_column=config.path_column, group=config.group)
+            source = open_source(place, config.columns)
             numbers = {name: i for i, name in enumerate(source.names)}
             if any(row.path not in numbers for row in rows):
                 raise InputError(f"{place} does not hold all pictures of the run any more")
