@@ -34,9 +34,10 @@ from vitreous.data.store import PixelStore
 from vitreous.errors import InputError
 from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint, RunDir, newest_step
+from vitreous.training.incidents import Incidents
 from vitreous.training.journal import Journal
 from vitreous.training.learner import Learner, class_weights, update
-from vitreous.training.loop import Mark, fit, keep_to_budget
+from vitreous.training.loop import Mark, Session, fit, keep_to_budget
 from vitreous.training.optim import make_criterion
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, prepare_again
@@ -237,7 +238,8 @@ class TestKeepToBudget:
         learner, run = learner_of(job, plan), RunDir.create(tmp_path / "run")
         learner.progress.step, learner.progress.seconds = step, seconds
         order = training_batches(job, plan)[1]
-        new = keep_to_budget(learner, order, Mark(0, 0.0), True, run, Journal(quiet=True))
+        session = Session(learner, job, run, Journal(quiet=True), Incidents(run.path))
+        new = keep_to_budget(session, order, Mark(0, 0.0), row=True)
         return plan, new, run.path / "plan.json"
 
     @pytest.mark.parametrize(("seconds", "least", "most"), [(40, 48, 50), (10, 190, 200)])

@@ -115,13 +115,13 @@ class Learner:
         """Writes a checkpoint; `planned`: one to go back to. False, and none, where the state is not finite. `alone`
         does it without the other processes.
         """
-        at, before = self.progress, self.progress.anchor
-        at.anchor = at.step if planned else before
+        progress, before = self.progress, self.progress.anchor
+        progress.anchor = progress.step if planned else before
         checkpoint = self.checkpoint()
         if not (all_finite(checkpoint.tensors) if alone else self.is_finite(checkpoint)):
-            at.anchor = before
+            progress.anchor = before
             return False
-        run.save(checkpoint, keep=(before, at.anchor))
+        run.save(checkpoint, keep=(before, progress.anchor))
         self.saved = time.perf_counter()
         return True
 
@@ -162,11 +162,11 @@ def gradient(learner: Learner, batch: Batch) -> Vital:
 
 def make_update(learner: Learner, vital: Vital) -> str:
     """Makes the update of the gradient that was computed, unless something is wrong with it: what, else ""."""
-    at = learner.progress
-    wrong = fault_of(vital, at.recent, learner.guessing, learner.plan.clip)
+    progress = learner.progress
+    wrong = fault_of(vital, progress.recent, learner.guessing, learner.plan.clip)
     if not wrong:
         learner.whole = False
-        rate = learner.plan.rate(at.step) * at.rate_scale
+        rate = learner.plan.rate(progress.step) * progress.rate_scale
         for optimizer in learner.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]

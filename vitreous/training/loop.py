@@ -1,8 +1,8 @@
 """The training loop."""
 
 import math
-from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
@@ -30,6 +30,17 @@ SAID = 0.1  # share of the steps by which it must move to be said
 LAST_RETIMED = 0.9  # share of a run after which its plan stays as it is
 
 
+@dataclass(frozen=True)
+class Session:
+    """A training under way: what learns and of what, and where it is written down."""
+
+    learner: Learner
+    job: Job
+    run: RunDir
+    journal: Journal
+    incidents: Incidents
+
+
 class Mark(NamedTuple):
     """A moment of a run: the step, and the seconds that it has trained for."""
 
@@ -55,6 +66,8 @@ def fit(
     it, with a checkpoint of the last step that was made.
     """
     learner = Learner(model, job, plan, interruption, world)
+    incidents = Incidents(run.path, mute=not world.first)
+    session = Session(learner, job, run, journal, incidents)
     names = job.store.source.names
     if checkpoint := run.newest(journal.say):
         learner.restore(checkpoint)
@@ -63,153 +76,139 @@ def fit(
     else:
         run.save(learner.checkpoint())
     journal.settle(run.path, read_rows(run.path, learner.progress.step))
-    incidents = Incidents(run.path, mute=not world.first)
     incidents.keep(learner.progress.incidents)
     learner.started -= learner.progress.seconds
 
     try:
-        while (at := learner.progress).step < (plan := learner.plan).steps or at.owed:
+        while (progress := learner.progress).step < (plan := learner.plan).steps or progress.owed:
             batches, order = training_batches(job, plan, world=world)
             rows = row_steps(order, plan)
-            since = Mark(at.step, learner.clock())
-            steps = batches.steps(at.step, plan.steps, plan.workers)
-            with closing(steps), journal.bar("training", plan.steps, at.step) as bar:
-                if at.owed and not finish_step(learner, job, order, rows, run, journal, incidents):
+            since = Mark(progress.step, learner.clock())
+            steps = batches.steps(progress.step, plan.steps, plan.workers)
+            with closing(steps), journal.bar("training", plan.steps, progress.step) as bar:
+                if progress.owed and not finish_step(session, order, rows):
                     continue
-                while (batch := next_batch(steps, at.step, order, names)) is not None:
+                while (batch := next_batch(steps, progress.step, order, names)) is not None:
                     learner.interruption.check()
-                    with blaming(at.step, batch.numbers, names):
+                    with blaming(progress.step, batch.numbers, names):
                         vital = gradient(learner, batch)
                     with learner.interruption.held():
                         wrong = make_update(learner, vital)
                         if wrong:
-                            report(wrong, vital, batch, learner, names, journal, incidents)
-                        at.count(vital, made=not wrong)
-                    if not finish_step(learner, job, order, rows, run, journal, incidents):
+                            report(session, batch, vital, wrong)
+                        progress.count(vital, made=not wrong)
+                    if not finish_step(session, order, rows):
                         break
-                    bar(at.step)
-                    if at.step in rows or at.step % math.ceil(plan.steps / LOOKS) == 0:
-                        at.seconds = learner.clock()
-                        learner.plan = keep_to_budget(learner, order, since, at.step in rows, run, journal)
+                    bar(progress.step)
+                    if progress.step in rows or progress.step % math.ceil(plan.steps / LOOKS) == 0:
+                        progress.seconds = learner.clock()
+                        learner.plan = keep_to_budget(session, order, since, progress.step in rows)
                         if learner.plan is not plan:
                             break
-                        since = Mark(at.step, at.seconds)
+                        since = Mark(progress.step, progress.seconds)
     except (KeyboardInterrupt, SystemExit, StepError):
         with learner.interruption.held():
-            keep_what_is_done(learner, run, journal)
+            keep_what_is_done(session)
         raise
     return learner.average.module
 
 
-def finish_step(
-    learner: Learner,
-    job: Job,
-    order: Order,
-    rows: set[int],
-    run: RunDir,
-    journal: Journal,
-    incidents: Incidents,
-) -> bool:
+def finish_step(session: Session, order: Order, rows: set[int]) -> bool:
     """What follows a step: a row of metrics and a checkpoint where they are due. False where training had to go back
     to an earlier state instead.
     """
-    at, plan = learner.progress, learner.plan
-    lost = at.refused >= PATIENCE or diverged(at.recent, learner.guessing)
-    row = measure(learner, job, order) if at.step in rows and not lost else None
+    learner, job, run, journal = session.learner, session.job, session.run, session.journal
+    progress, plan = learner.progress, learner.plan
+    lost = progress.refused >= PATIENCE or diverged(progress.recent, learner.guessing)
+    row = measure(learner, job, order) if progress.step in rows and not lost else None
     with learner.interruption.held():
-        at.seconds = learner.clock()
-        at.owed = False
+        progress.seconds = learner.clock()
+        progress.owed = False
         if row:
             journal.row(row)
             journal.say(row_line(row, HEADLINES[job.task.kind]))
-            at.loss_sum, at.loss_count = 0.0, 0
-        planned = at.step % plan.save_every == 0 if plan.save_every else at.step in rows
-        planned = planned or at.step == plan.steps
+            progress.loss_sum, progress.loss_count = 0.0, 0
+        planned = progress.step % plan.save_every == 0 if plan.save_every else progress.step in rows
+        planned = planned or progress.step == plan.steps
         timely = 0 < plan.save_seconds <= learner.unsaved()
-        if not lost and not at.refused and (planned or timely):
+        if not lost and not progress.refused and (planned or timely):
             lost = not learner.save(run, planned=planned)
-        elif at.step == plan.steps and at.refused:
+        elif progress.step == plan.steps and progress.refused:
             lost = lost or not learner.is_finite(learner.checkpoint())
         if lost:
-            retreat(learner, run, journal, incidents)
+            retreat(session)
             journal.settle(run.path, read_rows(run.path, learner.progress.step))
         return not lost
 
 
-def report(
-    wrong: str,
-    vital: Vital,
-    batch: Batch,
-    learner: Learner,
-    names: Sequence[str],
-    journal: Journal,
-    incidents: Incidents,
-) -> None:
+def report(session: Session, batch: Batch, vital: Vital, wrong: str) -> None:
     """Says, and writes to incidents.csv, why an update is not made, and which pictures it would have come from."""
-    at = learner.progress
+    learner, progress, names = session.learner, session.learner.progress, session.job.store.source.names
     pictures = [names[int(i)] for i in batch.numbers]
     odd = learner.world.together([pictures[row] for row in suspects(batch.pixels, batch.targets)])
     pictures = learner.world.together(pictures)
-    rate = learner.plan.rate(at.step) * at.rate_scale
-    at.incidents += 1
-    incidents.add(at.step + 1, wrong, vital, rate, odd, pictures)
+    rate = learner.plan.rate(progress.step) * progress.rate_scale
+    progress.incidents += 1
+    session.incidents.add(progress.step + 1, wrong, vital, rate, odd, pictures)
     which = f"because of {some(odd)}" if odd else f"its pictures are {some(pictures)}"
-    journal.say(f"step {at.step + 1}: {wrong}; the update is not made; {which}")
+    session.journal.say(f"step {progress.step + 1}: {wrong}; the update is not made; {which}")
 
 
-def retreat(learner: Learner, run: RunDir, journal: Journal, incidents: Incidents) -> None:
+def retreat(session: Session) -> None:
     """Goes back to the last checkpoint that the plan asked for, at half the learning rate."""
-    at = learner.progress
-    if at.refused:
-        why = f"{at.refused} updates in a row were not made"
-    elif diverged(at.recent, learner.guessing):
+    learner, run, journal, incidents = session.learner, session.run, session.journal, session.incidents
+    before = learner.progress
+    if before.refused:
+        why = f"{before.refused} updates in a row were not made"
+    elif diverged(before.recent, learner.guessing):
         why = f"the loss is far above that of guessing ({learner.guessing:.3g})"
     else:
         why = "the weights are not finite"
-    checkpoint = run.newest(journal.say, until=at.anchor)
-    if checkpoint is None or at.retreats == RETREATS:
+    checkpoint = run.newest(journal.say, until=before.anchor)
+    if checkpoint is None or before.retreats == RETREATS:
         advice = "try a lower --lr" + (", or --precision fp32" if learner.plan.precision == "bf16" else "")
-        listed = f"; {incidents.path} lists the steps and their pictures" if at.incidents else ""
+        listed = f"; {incidents.path} lists the steps and their pictures" if before.incidents else ""
         raise InputError(
-            f"training does not stay finite, after {at.retreats} returns to an earlier state: {why}; {advice}{listed}; "
-            f"the last good state is in {run.path / 'last'}"
+            f"training does not stay finite, after {before.retreats} returns to an earlier state: {why}; {advice}"
+            f"{listed}; the last good state is in {run.path / 'last'}"
         )
     learner.restore(checkpoint)
-    back, scale = learner.progress, at.rate_scale / 2
-    back.rate_scale, back.retreats, back.incidents = scale, at.retreats + 1, at.incidents + 1
+    back, scale = learner.progress, before.rate_scale / 2
+    back.rate_scale, back.retreats, back.incidents = scale, before.retreats + 1, before.incidents + 1
     run.forget_after(back.step)
-    incidents.add(at.step, f"{why}: back to step {back.step}", rate=learner.plan.rate(back.step) * scale)
+    incidents.add(before.step, f"{why}: back to step {back.step}", rate=learner.plan.rate(back.step) * scale)
     journal.say(f"{why}: back to step {back.step}, at {scale:g} of the rate")
 
 
-def keep_to_budget(learner: Learner, order: Order, since: Mark, row: bool, run: RunDir, journal: Journal) -> Plan:
+def keep_to_budget(session: Session, order: Order, since: Mark, row: bool) -> Plan:
     """The plan, or where its end has moved away from the budget a new one, which is written before it is used.
 
     `since`: when it was last looked at; `row`: whether a row of metrics was made now.
     """
-    at, plan = learner.progress, learner.plan
-    if not plan.budget or at.step <= plan.points[-1][0] or plan.done(at.step) > LAST_RETIMED:
+    plan, step, seconds = session.learner.plan, session.learner.progress.step, session.learner.progress.seconds
+    if not plan.budget or step <= plan.points[-1][0] or plan.done(step) > LAST_RETIMED:
         return plan
     # Half of it the pace since the last row, half that of the whole run: a passing stall does not end a run.
-    lately = (at.seconds - since.seconds) / plan.predicted(since.step, at.step, rows=row)
-    slower = (lately + at.seconds / plan.predicted(0, at.step, rows=order.epochs_at(at.step) / plan.row_every)) / 2
-    new = plan.retimed(at.step, at.seconds, slower, order.steps_before(plan.row_every))
-    if abs(new.steps - plan.steps) < MOVED * (plan.steps - at.step):
+    lately = (seconds - since.seconds) / plan.predicted(since.step, step, rows=row)
+    slower = (lately + seconds / plan.predicted(0, step, rows=order.epochs_at(step) / plan.row_every)) / 2
+    new = plan.retimed(step, seconds, slower, order.steps_before(plan.row_every))
+    if abs(new.steps - plan.steps) < MOVED * (plan.steps - step):
         return plan
-    run.write_json("plan.json", new.to_json())
+    session.run.write_json("plan.json", new.to_json())
     if abs(new.steps - plan.steps) > SAID * plan.steps:
-        journal.say(f"plan: {new.steps:,} steps, to keep to the time")
+        session.journal.say(f"plan: {new.steps:,} steps, to keep to the time")
     return new
 
 
-def keep_what_is_done(learner: Learner, run: RunDir, journal: Journal) -> None:
+def keep_what_is_done(session: Session) -> None:
     """Writes a checkpoint of the last step that was made, before training is left. Of several processes the first does,
     by itself, where it has the whole state: the others may be anywhere.
     """
+    learner, journal = session.learner, session.journal
     if learner.divided or not learner.world.first:
         return
     try:
-        if learner.whole and learner.save(run, alone=True):
+        if learner.whole and learner.save(session.run, alone=True):
             journal.say(f"step {learner.progress.step:,} is saved")
     except (OSError, MemoryError) as fault:
         journal.say(f"what was done since the last checkpoint cannot be saved: {fault}")

@@ -75,16 +75,16 @@ def headline_of(job: Job, outputs: np.ndarray, targets: np.ndarray) -> float:
 
 def measure(learner: Learner, job: Job, order: Order) -> dict[str, float]:
     """A row of metrics, from the moving average on the validation pictures."""
-    at, plan, device = learner.progress, learner.plan, learner.device
+    progress, plan, device = learner.progress, learner.plan, learner.device
     model, world = learner.average.module, learner.world
     outputs, targets = outputs_on(model, job, job.validation, plan, plan.precision, learner.lanes, world)
     loss = learner.criterion(torch.from_numpy(outputs).to(device), torch.from_numpy(targets).to(device))
     return {
-        "epoch": order.epochs_at(at.step),
-        "step": at.step,
-        "seconds": round(at.seconds, 3),
-        "lr": plan.rate(at.step - 1) * at.rate_scale,
-        "train_loss": at.loss_sum / max(1, at.loss_count),
+        "epoch": order.epochs_at(progress.step),
+        "step": progress.step,
+        "seconds": round(progress.seconds, 3),
+        "lr": plan.rate(progress.step - 1) * progress.rate_scale,
+        "train_loss": progress.loss_sum / max(1, progress.loss_count),
         "val_loss": float(loss),
         HEADLINES[job.task.kind]: headline_of(job, outputs, targets),
     }

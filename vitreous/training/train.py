@@ -78,7 +78,7 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
             stack.enter_context(run.held())
             try:
                 write_start(start, config, run)
-                return _fit_and_finish(start.job, start.plan, start.model, run, journal, interruption, world)
+                return _fit_and_finish(start, run, journal, interruption, world)
             except BaseException:
                 if world.first and not any(run.path.glob("last/step-*")):  # nothing that could be resumed
                     stack.close()  # Windows removes no file that is open
@@ -93,7 +93,6 @@ class Start:
     job: Job
     plan: Plan
     model: VisionTransformer
-    initial: bool  # whether its weights are those of a model that was trained before
 
 
 def set_up(data: str | Path, config: TrainConfig, journal: Journal, world: World = ALONE) -> Start:
@@ -124,14 +123,14 @@ def set_up(data: str | Path, config: TrainConfig, journal: Journal, world: World
     _tell(model, job, plan, journal)
     if config.shard and world.size == 1:
         journal.say("--shard: there is one process, which has the model whole; torchrun starts several")
-    return Start(job, plan, model, initial=config.init is not None)
+    return Start(job, plan, model)
 
 
 def write_start(start: Start, config: TrainConfig, run: RunDir) -> None:
     """Writes what `resume_run` needs, but for checkpoints."""
     run.write_split(start.job.split)
     run.write_json("plan.json", start.plan.to_json())
-    if start.initial:
+    if config.init is not None:
         run.write_weights(start.model.state_dict(), "initial.safetensors")
     run.write_json("config.json", _description(config, start.job))
     if run.writes:
@@ -159,13 +158,11 @@ def _go_on(
     run = world.run(world.agree(lambda: str(RunDir.open(path).path)))
     with run.held():
         run.clean()
-        job, plan, model = _read_start(run, journal, data, shard, world)
-        return _fit_and_finish(job, plan, model, run, journal, interruption, world)
+        start = _read_start(run, journal, data, shard, world)
+        return _fit_and_finish(start, run, journal, interruption, world)
 
 
-def _read_start(
-    run: RunDir, journal: Journal, data: str | Path | None, shard: bool, world: World
-) -> tuple[Job, Plan, VisionTransformer]:
+def _read_start(run: RunDir, journal: Journal, data: str | Path | None, shard: bool, world: World) -> Start:
     """What a run began with."""
     written = world.agree(
         lambda: {
@@ -183,7 +180,7 @@ def _read_start(
     model = build(job.model, plan.seed)
     if world.first and (run.path / "initial.safetensors").exists():  # it brings the weights to all
         model.load_state_dict(run.read_weights("initial.safetensors"))
-    return job, plan, model
+    return Start(job, plan, model)
 
 
 def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journal: Journal) -> Plan:
@@ -225,18 +222,11 @@ def _was_begun(config: TrainConfig, out: str | Path | None) -> bool:
     return RunDir.open(folder).config()["train"] == json.loads(json.dumps(config.to_json()))
 
 
-def _fit_and_finish(
-    job: Job,
-    plan: Plan,
-    model: VisionTransformer,
-    run: RunDir,
-    journal: Journal,
-    interruption: Interruption,
-    world: World,
-) -> Path:
+def _fit_and_finish(start: Start, run: RunDir, journal: Journal, interruption: Interruption, world: World) -> Path:
     """Training, and what follows it; where it is cut short, how to go on."""
     try:
-        _finish(fit(job, plan, model, run, journal, interruption, world), job, plan, run, journal, world)
+        trained = fit(start.job, start.plan, start.model, run, journal, interruption, world)
+        _finish(trained, start.job, start.plan, run, journal, world)
     except (KeyboardInterrupt, SystemExit, StepError) as fault:
         if any(run.path.glob("last/step-*")):
             then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
