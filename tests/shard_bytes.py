@@ -7,7 +7,7 @@ from vitreous.data.tables import Columns
 
 def index_bytes(content: bytes, place: str) -> index.Shard:
     """The index of a shard that is held in memory."""
-    return index._indexed(place, lambda start, count: content[start : start + count], len(content), index.NEAR)
+    return index._indexed(place, lambda start, count: content[start : start + count], len(content), index.LOCAL_READ)
 
 
 def open_bytes(content: bytes) -> None:

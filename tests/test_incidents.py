@@ -16,7 +16,7 @@ from vitreous.errors import InputError
 from vitreous.model.vit import build
 from vitreous.rundir import RunDir
 from vitreous.training import loop
-from vitreous.training.health import FAR, WINDOW, Vital, all_finite, diverged, fault_of, suspects
+from vitreous.training.health import OUTLIER, WINDOW, Vital, all_finite, diverged, fault_of, suspects
 from vitreous.training.incidents import Incidents, StepError, some
 from vitreous.training.journal import Journal
 from vitreous.training.learner import Learner, gradient, make_update
@@ -231,5 +231,5 @@ def test_nothing_sound_is_ever_near_the_limit(job, tmp_path):
     fit(job, plan, model, run, Journal(quiet=True))
     recent = [Vital(*seen) for seen in newest(run.path).values["recent"]]
     assert len(recent) == WINDOW
-    assert max(seen.loss for seen in recent) < 0.05 * FAR
-    assert max(seen.pixels for seen in recent) < 0.05 * FAR
+    assert max(seen.loss for seen in recent) < 0.05 * OUTLIER
+    assert max(seen.pixels for seen in recent) < 0.05 * OUTLIER

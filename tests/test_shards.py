@@ -412,7 +412,7 @@ class TestRemote:
         big = {f"{i}.{e}": c for i in range(4) for e, c in (("jpg", bytes(1_000_000) + b"%d" % i), ("cls", b"%d" % i))}
         server.files["a.tar"] = tarred(big)
         source = open_source(server.url("a.tar"))
-        assert sum(count for _, count in server.asked) < 6 * index.FAR
+        assert sum(count for _, count in server.asked) < 6 * index.REMOTE_READ
         server.asked.clear()
         assert bytes(source.read(2)).endswith(b"2")
         assert server.asked == [("a.tar", 1_000_001)]
@@ -574,7 +574,7 @@ class TestParquet:
         parts: list[int] = []
         part = RowGroups.part
         monkeypatch.setattr(RowGroups, "part", lambda self, which: parts.append(which) or part(self, which))
-        monkeypatch.setattr("vitreous.data.rowgroups.HELD", 1)
+        monkeypatch.setattr("vitreous.data.rowgroups.CACHE_BYTES", 1)
         assert [source.read(i) for i in (0, 1, 4, 2, 8, 3)] == [b"picture %d" % i for i in (0, 1, 4, 2, 8, 3)]
         assert parts == [0, 1, 2, 1]
         read = pickle.loads(pickle.dumps(source.read))

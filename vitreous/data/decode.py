@@ -187,17 +187,17 @@ def open_npy(picture: bytes) -> Header:
 def open_png(picture: bytes) -> Header:
     """PNG of any depth, through libpng; it is handed only the chunks that hold pixels, so that no other makes noise."""
     width, height, bits, colour = struct.unpack_from(">IIBB", picture, 16)
-    view, at, exif = memoryview(picture), 8, b""
+    view, offset, exif = memoryview(picture), 8, b""
     kept: list[memoryview | bytes] = [view[:8]]
-    while at + 12 <= len(picture):
-        length, kind = struct.unpack_from(">I4s", picture, at)
-        chunk = view[at : at + 12 + length]
+    while offset + 12 <= len(picture):
+        length, kind = struct.unpack_from(">I4s", picture, offset)
+        chunk = view[offset : offset + 12 + length]
         sound = kind != b"tRNS" or chunk[-4:] == zlib.crc32(chunk[4:-4]).to_bytes(4)
         if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") and sound:
             kept.append(chunk)
         elif kind == b"eXIf":
             exif = bytes(chunk[8:-4])
-        at += len(chunk)
+        offset += len(chunk)
     channels = {0: 1, 2: 3, 3: 3, 4: 1, 6: 3}[colour]
 
     def read(_: object) -> np.ndarray:
@@ -377,7 +377,7 @@ def is_iso(*brands: bytes) -> Callable[[bytes], bool]:
 
     def check(picture: bytes) -> bool:
         size = min(int.from_bytes(picture[:4]), 256)
-        return picture[4:8] == b"ftyp" and any(picture[at : at + 4] in brands for at in (8, *range(16, size, 4)))
+        return picture[4:8] == b"ftyp" and any(picture[i : i + 4] in brands for i in (8, *range(16, size, 4)))
 
     return check
 

@@ -35,7 +35,7 @@ class Scan:
 
     def only(self, numbers: Sequence[int]) -> Self:
         """The scan of some of the pictures."""
-        faults = {at: self.faults[i] for at, i in enumerate(numbers) if i in self.faults}
+        faults = {new: self.faults[old] for new, old in enumerate(numbers) if old in self.faults}
         return type(self)([self.facts[i] for i in numbers], [self.digests[i] for i in numbers], faults)
 
 
@@ -174,8 +174,8 @@ def near_duplicates(thumbs: dict[int, np.ndarray], digests: Sequence[str]) -> li
         order = np.lexsort((hashes, keys))
         starts = np.flatnonzero(np.diff(keys[order], prepend=-1.0))
         for bucket in np.split(order, starts[1:]):
-            for at, a in enumerate(bucket[:-1]):
-                others = bucket[at + 1 : at + 1 + NEAR_OTHERS]
+            for i, a in enumerate(bucket[:-1]):
+                others = bucket[i + 1 : i + 1 + NEAR_OTHERS]
                 close = others[np.bitwise_count(hashes[others] ^ hashes[a]) <= NEAR_BITS][:NEAR_MOST]
                 alike = close[np.abs(small[close] - small[a]).mean((1, 2)) <= NEAR_LEVELS]
                 pairs.update((int(numbers[min(a, b)]), int(numbers[max(a, b)])) for b in alike)

@@ -80,8 +80,8 @@ def _part(reply: HTTPResponse, start: int, count: int) -> Part:
             "this server does not give parts of a file (HTTP ranges), which shards are read by. Put them on another "
             "one (nginx, Apache and all object stores give ranges), or download them"
         )
-    told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("Content-Range", ""), re.IGNORECASE)
-    if told is None or int(told[1]) != start:
+    sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", reply.headers.get("Content-Range", ""), re.IGNORECASE)
+    if sent is None or int(sent[1]) != start:
         raise InputError(
             f"the server gives another part of the file than bytes from {start:,}: its Content-Range is "
             f"{reply.headers.get('Content-Range')!r}"
@@ -90,7 +90,7 @@ def _part(reply: HTTPResponse, start: int, count: int) -> Part:
     if len(content) < min(count, int(reply.headers.get("Content-Length") or 0)):
         raise HTTPException("the connection broke off")
     stamp = reply.headers.get("ETag") or reply.headers.get("Last-Modified") or ""
-    return Part(content, 0 if told[2] == "*" else int(told[2]), stamp)
+    return Part(content, 0 if sent[2] == "*" else int(sent[2]), stamp)
 
 
 def _asked(url: str, headers: dict[str, str]) -> tuple[HTTPConnection, HTTPResponse]:

@@ -33,7 +33,7 @@ FIELDS = ("cls", "json", "txt")
 LARGEST_FIELD = 1 << 20  # bytes of one such member; larger ones are passed over
 LARGEST_INDEX = 16 << 30  # bytes
 WHOLE = 512 << 20  # bytes of an index far away that is read at once; of a larger one, ranges are
-NEAR, FAR = 1 << 13, 1 << 16  # bytes that a read of headers brings at least, of a file here and one behind a network
+LOCAL_READ, REMOTE_READ = 1 << 13, 1 << 16  # bytes that one of headers brings at least, of a file here and far away
 FOLDER = "shards"  # of the cache
 CACHED = 1_000  # members from which on the index of a file here is worth keeping
 KEPT = 10_000  # indexes in the cache; those that were not used for longest go
@@ -108,7 +108,7 @@ def index_shard(place: str, keep: bool = True) -> Shard:
         if (known := _from_cache(kept, place, status)) is not None:
             return known
         if is_url(place):
-            shard = _indexed(place, lambda start, count: read_range(place, start, count), status.size, FAR)
+            shard = _indexed(place, lambda start, count: read_range(place, start, count), status.size, REMOTE_READ)
         else:
             with open(place, "rb") as file:
 
@@ -116,7 +116,7 @@ def index_shard(place: str, keep: bool = True) -> Shard:
                     file.seek(start)
                     return file.read(count)
 
-                shard = _indexed(place, read, status.size, NEAR)
+                shard = _indexed(place, read, status.size, LOCAL_READ)
     except OSError as error:
         raise InputError(f"{place} cannot be read: {error.strerror}.") from error
     if keep and status.stamp and (is_url(place) or len(shard.names) >= CACHED):

@@ -199,17 +199,17 @@ def part(
     file: Callable[[], Any], most: int, key: str, number: int, column: str, start: int, count: int
 ) -> "tuple[None, pa.Table]":
     """Rows of a column of a row group. Of two row groups the columns are kept, as the next rows are asked for next."""
-    table = HELD.pop((key, number), None)
+    table = CACHE.pop((key, number), None)
     if table is None:
         with file() as parquet:
             table = parquet.read_row_group(number, columns=[column], use_threads=False)
-    HELD[key, number] = table
-    if len(HELD) > 2:
-        del HELD[next(iter(HELD))]
+    CACHE[key, number] = table
+    if len(CACHE) > 2:
+        del CACHE[next(iter(CACHE))]
     return None, table.slice(start, count)
 
 
-HELD: "dict[tuple[str, int], pa.Table]" = {}  # by what the parent calls a column, and the row group
+CACHE: "dict[tuple[str, int], pa.Table]" = {}  # by what the parent calls a column, and the row group
 JOBS = {"schema": schema, "light": light, "row group": row_group, "part": part}
 
 

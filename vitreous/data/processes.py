@@ -186,9 +186,9 @@ class Processes:
     def _why(self, gone: GoneError) -> str:
         if gone.late:
             return f"it took longer than {gone.late:g} seconds to {self.verb}. Make it smaller, or leave it out."
-        told = signal.Signals(-gone.code).name if -gone.code in signal.valid_signals() else f"exit code {gone.code:#x}"
-        memory = ", as when memory runs out" if told == "SIGKILL" else ""
-        return f"it took the {self.title} down, twice ({told}{memory}). It is damaged or hostile: leave it out."
+        cause = signal.Signals(-gone.code).name if -gone.code in signal.valid_signals() else f"exit code {gone.code:#x}"
+        memory = ", as when memory runs out" if cause == "SIGKILL" else ""
+        return f"it took the {self.title} down, twice ({cause}{memory}). It is damaged or hostile: leave it out."
 
 
 class Child(Line):

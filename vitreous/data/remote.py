@@ -219,11 +219,11 @@ def _filesystem(place: str) -> tuple[Any, str]:
 
 def _spelt(pattern: str) -> list[str]:
     """Every name that the braces of a pattern stand for."""
-    pieces, at = [], 0
+    pieces, start = [], 0
     for braces in _BRACES.finditer(pattern):
-        pieces += [[pattern[at : braces.start()]], _choices(braces[1])]
-        at = braces.end()
-    pieces.append([pattern[at:]])
+        pieces += [[pattern[start : braces.start()]], _choices(braces[1])]
+        start = braces.end()
+    pieces.append([pattern[start:]])
     count = 1
     for piece in pieces:
         count *= len(piece)

@@ -14,7 +14,7 @@ from vitreous.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-HELD = 256 << 20  # bytes of parts that are kept; two are kept always, as readers stand on both sides of a border
+CACHE_BYTES = 256 << 20  # bytes of parts that are kept; two are kept always, as readers stand on both sides of a border
 Part = tuple[int, int, int, int, bool]  # file, row group, first row and rows in it, and whether pictures are missing
 
 
@@ -33,11 +33,11 @@ class RowGroups:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()  # of the other two
-        self._held: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
+        self._cache: OrderedDict[int, pa.ChunkedArray] = OrderedDict()
         self._reading: defaultdict[tuple[int, int], threading.Lock] = defaultdict(threading.Lock)  # file, row group
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_held", "_reading")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_cache", "_reading")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -65,15 +65,15 @@ class RowGroups:
 
     def _kept(self, which: int) -> "pa.ChunkedArray | None":
         with self._lock:
-            if which in self._held:
-                self._held.move_to_end(which)
-            return self._held.get(which)
+            if which in self._cache:
+                self._cache.move_to_end(which)
+            return self._cache.get(which)
 
     def _keep(self, which: int, column: "pa.ChunkedArray") -> None:
         with self._lock:
-            self._held[which] = column
-            while len(self._held) > 2 and sum(one.nbytes for one in self._held.values()) > HELD:
-                self._held.popitem(last=False)
+            self._cache[which] = column
+            while len(self._cache) > 2 and sum(one.nbytes for one in self._cache.values()) > CACHE_BYTES:
+                self._cache.popitem(last=False)
 
     def part(self, which: int) -> "pa.ChunkedArray":
         """The pictures of a part."""
@@ -106,9 +106,9 @@ def light_columns(places: Sequence[str]) -> "tuple[pa.Table, dict[str, RowGroups
     leaves: dict[str, str] = {}
     parts: dict[str, list[Part]] = {}
     for number, file in enumerate(files):
-        told, table = file.ask("light")
+        binary, table = file.ask("light")
         tables.append(table)
-        for name, column in told.items():
+        for name, column in binary.items():
             leaves[name] = column["leaf"]
             parts.setdefault(name, []).extend((number, *part) for part in column["parts"])
     try:

@@ -158,8 +158,8 @@ def reader(
                 files[number] = picture
             if files and (number == numbers[-1] or sum(map(len, files.values())) >= LARGE):
                 decoded = spec.read_all(list(files.values()), [source.names[i] for i in files])
-                told = [str(one) if isinstance(one, InputError) else one for one in decoded]
-                found |= zip(files, told, strict=True)
+                plain = (str(one) if isinstance(one, InputError) else one for one in decoded)
+                found |= zip(files, plain, strict=True)
                 files = {}
         return [found[number] for number in numbers]
 

@@ -49,54 +49,54 @@ def members(read: Callable[[int, int], bytes], size: int) -> Iterator[Member]:
     Raises:
         InputError: it is no tar, a header is damaged, or it is cut off. The message does not name the file.
     """
-    at, extra = 0, {}  # extra: what a long name or a PAX header says of the next member
+    offset, extra = 0, {}  # extra: what a long name or a PAX header says of the next member
     if size == 0:
         raise InputError("the file is empty")
     while True:
-        header = read(at, BLOCK)
+        header = read(offset, BLOCK)
         if len(header) < BLOCK:
             raise InputError(f"it is cut off: it ends at byte {size:,} without the mark of its end")
         if not any(header):
             return
-        _check(header, at)
-        kind, length, at = header[156:157], _number(header[124:136], at), at + BLOCK
+        _check(header, offset)
+        kind, length, offset = header[156:157], _number(header[124:136], offset), offset + BLOCK
         if kind in b"LKxg":
-            _within(at, length, size, "a header")
+            _within(offset, length, size, "a header")
             if length > LONGEST:
-                raise InputError(f"the header at byte {at - BLOCK:,} has {length:,} bytes, more than any real one")
-            body = read(at, length)
-            extra |= _long_name(kind, body) if kind in b"LK" else _pax(body, at) if kind == b"x" else {}
-            at += _padded(length)
+                raise InputError(f"the header at byte {offset - BLOCK:,} has {length:,} bytes, more than any real one")
+            body = read(offset, length)
+            extra |= _long_name(kind, body) if kind in b"LK" else _pax(body, offset) if kind == b"x" else {}
+            offset += _padded(length)
             continue
         name = extra.get("path") or _name(header)
-        length = _decimal(extra["size"], at) if "size" in extra else length
+        length = _decimal(extra["size"], offset) if "size" in extra else length
         sparse = kind == b"S" or any(key.startswith("GNU.sparse") for key in extra)
         extra = {}
         if kind == b"S":
             more = header[482]
             while more:
-                block = read(at, BLOCK)
+                block = read(offset, BLOCK)
                 if len(block) < BLOCK:
                     raise InputError(f"it is cut off within the headers of {name}")
-                more, at = block[504], at + BLOCK
+                more, offset = block[504], offset + BLOCK
         is_folder = kind == b"5" or (kind in _FILES and name.endswith("/"))
         length = 0 if kind in _NO_DATA else length
-        _within(at, length, size, name)
+        _within(offset, length, size, name)
         what = "folder" if is_folder else "sparse" if sparse else "file" if kind in _FILES else _TYPES.get(kind, "odd")
-        yield Member(name.rstrip("/") if is_folder else name, at, length, what)
-        at += _padded(length)
+        yield Member(name.rstrip("/") if is_folder else name, offset, length, what)
+        offset += _padded(length)
 
 
-def _check(header: bytes, at: int) -> None:
+def _check(header: bytes, offset: int) -> None:
     stored = _octal(header[148:156])
     rest = header[:148] + b" " * 8 + header[156:]
     unsigned = sum(rest)
     if stored == unsigned or stored == unsigned - 256 * sum(byte > 127 for byte in rest):  # signed, of old writers
         return
     packer = next((packer for magic, packer in _PACKERS.items() if header.startswith(magic)), None)
-    if at == 0:
+    if offset == 0:
         raise InputError(f"it is packed with {packer}" if packer else "it does not begin like one")
-    raise InputError(f"the header at byte {at:,} is damaged")
+    raise InputError(f"the header at byte {offset:,} is damaged")
 
 
 def _name(header: bytes) -> str:
@@ -109,7 +109,7 @@ def _long_name(kind: bytes, body: bytes) -> dict[str, str]:
     return {"path": _text(body)} if kind == b"L" else {}  # K: where a link points to, which is not followed
 
 
-def _pax(body: bytes, at: int) -> dict[str, str]:
+def _pax(body: bytes, offset: int) -> dict[str, str]:
     """Records of "length key=value\\n"."""
     values, start = {}, 0
     while start < len(body) and body[start]:
@@ -118,19 +118,19 @@ def _pax(body: bytes, at: int) -> dict[str, str]:
         record = body[space + 1 : start + length] if space < start + length <= len(body) else b""
         key, equals, value = record[:-1].partition(b"=")
         if length == 0 or not record.endswith(b"\n") or not equals:
-            raise InputError(f"the PAX header at byte {at:,} is damaged")
+            raise InputError(f"the PAX header at byte {offset:,} is damaged")
         values[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         start += length
     return values
 
 
-def _number(field: bytes, at: int) -> int:
+def _number(field: bytes, offset: int) -> int:
     """A size: octal text, or, with the first bit set, binary."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     value = _octal(field)
     if value is None:
-        raise InputError(f"the header at byte {at:,} has no size")
+        raise InputError(f"the header at byte {offset:,} has no size")
     return value
 
 
@@ -141,9 +141,9 @@ def _octal(field: bytes) -> int | None:
     return int(digits, 8) if all(0x30 <= byte <= 0x37 for byte in digits) else None
 
 
-def _decimal(text: str, at: int) -> int:
+def _decimal(text: str, offset: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        raise InputError(f"the header at byte {at:,} has no size")
+        raise InputError(f"the header at byte {offset:,} has no size")
     return int(text)
 
 
@@ -151,9 +151,9 @@ def _text(field: bytes) -> str:
     return field.split(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
-def _within(at: int, length: int, size: int, name: str) -> None:
-    if at + length > size:
-        raise InputError(f"it is cut off: {name} reaches to byte {at + length:,} of {size:,}")
+def _within(offset: int, length: int, size: int, name: str) -> None:
+    if offset + length > size:
+        raise InputError(f"it is cut off: {name} reaches to byte {offset + length:,} of {size:,}")
 
 
 def _padded(length: int) -> int:

@@ -246,8 +246,8 @@ def _along(at: Callable[[Tensor], tuple[Tensor, Tensor]], steps: int, most: int)
         u, f, slope = places[order], scores[order], slopes[order]
         sixth = (u[2::2] - u[:-2:2]) / 6
         gaps = sixth * (slope[:-2:2] + 4 * slope[1::2] + slope[2::2]) - f[::2].diff()
-        told = 1000 * torch.finfo(some.dtype).eps * f.abs().max() + 1e-300  # beyond the rounding of the scores
-        whole = (f[-1] - f[0]).abs().clamp(min=told)
+        least = 1000 * torch.finfo(some.dtype).eps * f.abs().max() + 1e-300  # beyond the rounding of the scores
+        whole = (f[-1] - f[0]).abs().clamp(min=least)
         off, rank = gaps.abs().sort(descending=True)
         left = off.flip(0).cumsum(0).flip(0)  # of a part and all that are less far off
         worst = rank[left > TOLERANCE / 2 * whole][: (most - len(u)) // 2]

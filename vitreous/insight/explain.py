@@ -107,15 +107,15 @@ class PictureExplanation:
 
         Of a difference the answer is that of the logits. Blocks and heads are numbered from 1, as on the page.
         """
-        told, ledger, lens = self.prediction, self.ledger, self.lens
-        numbers = {"values": told.values, "units": told.units, "intervals": told.intervals}
-        answers = told.values or told.probabilities
+        prediction, ledger, lens = self.prediction, self.ledger, self.lens
+        numbers = {"values": prediction.values, "units": prediction.units, "intervals": prediction.intervals}
+        answers = prediction.values or prediction.probabilities
         difference = float(score(self.trace.outputs, self.target))
         return {
-            "picture": told.picture,
+            "picture": prediction.picture,
             "target": self.label,
             "answer": difference if len(self.labels) > 1 else answers[self.label],
-            **(numbers if told.values else {"probabilities": told.probabilities}),
+            **(numbers if prediction.values else {"probabilities": prediction.probabilities}),
             "faithfulness": {name: float(found.score) for name, found in self.faithfulness.items()},
             "chance": self.chance,
             "notes": {name: found.note for name, found in self.attributions.items() if found.note},
@@ -332,10 +332,13 @@ def _page(predictor: Predictor, found: PictureExplanation) -> PageExplanation:
 
 
 def _answers(predictor: Predictor, found: PictureExplanation) -> list[PageAnswer]:
-    told = found.prediction
-    if told.kind != "regression":
-        return [PageAnswer(name, probability) for name, probability in told.probabilities.items()]
-    return [PageAnswer(name, value, told.units[name], told.intervals.get(name)) for name, value in told.values.items()]
+    prediction = found.prediction
+    if prediction.kind != "regression":
+        return [PageAnswer(name, probability) for name, probability in prediction.probabilities.items()]
+    return [
+        PageAnswer(name, value, prediction.units[name], prediction.intervals.get(name))
+        for name, value in prediction.values.items()
+    ]
 
 
 def _attribution(found: PictureExplanation, method: str) -> PageAttribution:

@@ -26,7 +26,7 @@ class Format:
     names: tuple[tuple[str, str], ...]  # patterns of names, and what they are here; "" is left out
     defaults: Mapping[str, Any]  # fields of ModelConfig
     prepare: Callable[[Tensors, Hints], Tensors]  # reshapes and joins, still in its own names
-    told: Callable[[Tensors], dict[str, Any]] = lambda tensors: {}  # fields that only its own shapes tell
+    fields: Callable[[Tensors], dict[str, Any]] = lambda tensors: {}  # fields that only its own shapes tell
 
 
 BLOCK = r"blocks\.(\d+)\."

@@ -55,7 +55,7 @@ def import_weights(
         raise InputError.listing(f"{path}: names that do not fit the format {kind.name}:", faults)
     if "fc_norm.weight" in tensors:
         hints.setdefault("norm_after_pool", True)
-    config, named = _derive(kind, named, {**kind.defaults, **kind.told(tensors)}, hints, say, path)
+    config, named = _derive(kind, named, {**kind.defaults, **kind.fields(tensors)}, hints, say, path)
     first = _meta(dataclasses.replace(config, depth=1))  # where a block does not fit, hundreds of them need no look
     if faults := _misshapen({name: first[name] for name in first if name.startswith("blocks.0.")}, named):
         raise InputError.listing(f"{path} does not fit the config that was derived from it:", faults)
@@ -172,10 +172,10 @@ def _open(path: Path) -> Any:
 
 def usual_heads(fields: dict[str, Any]) -> int:
     """Those of the preset with these shapes, else one for 64 columns."""
-    told = ("tokenizer", "width", "depth", "ablation")
+    names = ("tokenizer", "width", "depth", "ablation")
     default = ModelConfig()
     for config in PRESETS.values():
-        if all(getattr(config, name) == fields.get(name, getattr(default, name)) for name in told):
+        if all(getattr(config, name) == fields.get(name, getattr(default, name)) for name in names):
             return config.heads
     return max(1, fields["width"] // 64)
 

@@ -76,5 +76,5 @@ class Opening:
         if scope["path"] == "/health/live":
             return await as_json({"status": "live"})(scope, receive, send)
         wait = Refused(503, "the model is being loaded: try again later", 5)
-        told = {"status": "loading"} if scope["path"] == "/health/ready" else {"error": wait.message}
-        return await as_json(told, wait.status, wait.headers)(scope, receive, send)
+        values = {"status": "loading"} if scope["path"] == "/health/ready" else {"error": wait.message}
+        return await as_json(values, wait.status, wait.headers)(scope, receive, send)

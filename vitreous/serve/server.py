@@ -122,11 +122,11 @@ async def on_its_own(work: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            told = work(), None
+            outcome = work(), None
         except BaseException as fault:
-            told = None, fault
+            outcome = None, fault
         with suppress(RuntimeError):  # the loop is closed: the server was told to end
-            loop.call_soon_threadsafe(tell, *told)
+            loop.call_soon_threadsafe(tell, *outcome)
 
     threading.Thread(target=run, name="loading", daemon=True).start()
     return await done

@@ -11,7 +11,7 @@ from vitreous.data.targets import Task
 
 WINDOW = 32  # of the last updates that were made: what is usual
 ENOUGH = 8  # of them, to say how large gradients usually are
-FAR = 100.0  # times what is usual: further out than any batch of sound data, nearer than a slip of a unit
+OUTLIER = 100.0  # times what is usual: further out than any batch of sound data, nearer than a slip of a unit
 DIVERGED = 30.0  # times the loss of guessing, that half of the window must reach: no run comes back from there
 
 
@@ -47,13 +47,13 @@ def fault_of(vital: Vital, recent: list[Vital], guessing: float, clip: float) ->
     if not all(map(math.isfinite, vital)):
         return "loss or gradient is not finite"
     loss = max(guessing, _median([seen.loss for seen in recent]))
-    if vital.loss > FAR * loss:
+    if vital.loss > OUTLIER * loss:
         return f"loss {vital.loss:.3g} is far outside what is usual ({loss:.3g})"
     pixels = max(1.0, _median([seen.pixels for seen in recent]))
-    if vital.pixels > FAR * pixels:
+    if vital.pixels > OUTLIER * pixels:
         return f"pixels are {vital.pixels / pixels:.3g} times as large as usual"
     norm = max([clip, *(seen.norm for seen in recent)])
-    if len(recent) >= ENOUGH and vital.norm > FAR * norm:
+    if len(recent) >= ENOUGH and vital.norm > OUTLIER * norm:
         return f"gradient of norm {vital.norm:.3g} is far outside what is usual ({norm:.3g})"
     return ""
 
@@ -72,7 +72,7 @@ def suspects(pixels: Tensor, targets: Tensor) -> list[int]:
     """The rows of a batch (B, …) whose pixels or targets are not finite or far outside."""
     sizes = torch.linalg.vector_norm(pixels.flatten(1).double(), dim=1) / math.sqrt(pixels[0].numel())
     farthest = targets.double().flatten(1).abs().amax(1) if targets.is_floating_point() else torch.zeros(len(pixels))
-    odd = ~torch.isfinite(sizes) | (sizes > FAR) | ~torch.isfinite(farthest) | (farthest > FAR)
+    odd = ~torch.isfinite(sizes) | (sizes > OUTLIER) | ~torch.isfinite(farthest) | (farthest > OUTLIER)
     return odd.nonzero().flatten().tolist()
 
 

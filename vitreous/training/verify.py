@@ -52,13 +52,13 @@ def verify_resume(data: str | Path, config: TrainConfig, journal: Journal) -> li
         write_start(dataclasses.replace(start, plan=plan), config, whole)
         for _ in range(TRIES):
             shutil.copytree(whole.path, killed)
-            at = _kill_in_the_middle(killed, plan.steps)
-            if at < plan.steps:
+            step = _kill_in_the_middle(killed, plan.steps)
+            if step < plan.steps:
                 break
             shutil.rmtree(killed)
         else:
             raise InputError(f"the short run of {plan.steps} steps was done before it could be killed, {TRIES} times")
-        journal.say(f"killed after the checkpoint of step {at} of {plan.steps}, with {plan.workers} workers")
+        journal.say(f"killed after the checkpoint of step {step} of {plan.steps}, with {plan.workers} workers")
         other = dataclasses.replace(plan, workers=(plan.workers + 1) % 3)
         RunDir(killed).write_json("plan.json", other.to_json())
         resume_run(killed, Journal(quiet=True))
