@@ -6,7 +6,7 @@ Configs are data: a field is a number, a word, a list of these or another such o
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -42,6 +42,11 @@ def read_fields(cls: type[T], values: Any, title: str) -> T:
     if faults:
         raise InputError.listing(f"{title}:", faults)
     return cls(**found)
+
+
+def broken_rules(values: Any, rules: Iterable[tuple[str, object, str]]) -> list[str]:
+    """Of rules for the fields of a dataclass (name, whether it holds, what is expected) the broken ones, in words."""
+    return [f"{name} is {getattr(values, name)!r}: expected {expected}" for name, holds, expected in rules if not holds]
 
 
 @cache

@@ -14,7 +14,7 @@ from PIL import Image
 from vitreous.data.decode import MAX_PIXELS, Facts, decoder_name, read_header, read_pixels
 from vitreous.data.workers import DECODERS
 from vitreous.errors import InputError
-from vitreous.fields import read_fields
+from vitreous.fields import broken_rules, read_fields
 
 if TYPE_CHECKING:  # the processes that decode do without
     from torch import Tensor
@@ -106,22 +106,18 @@ class InputSpec:
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The spec that `to_json` wrote. Raises `InputError` for anything else, and for sizes beyond all sense."""
         spec = read_fields(cls, values, "an input spec that cannot be read")
-        faults = [
-            f"{name} is {getattr(spec, name)!r}: expected {expected}"
-            for name, holds, expected in (
-                ("channels", 1 <= spec.channels <= MOST_CHANNELS, f"1 to {MOST_CHANNELS:,}"),
-                ("depth", spec.depth in RANGES, f"one of {', '.join(RANGES)}"),
-                ("sizes", 1 <= len(spec.sizes) <= MOST_SIZES, f"1 to {MOST_SIZES} of them"),
-                ("sizes", all(min(size) >= 1 for size in spec.sizes), "numbers above 0"),
-                ("sizes", all(h * w <= MOST_PIXELS for h, w in spec.sizes), f"at most {MOST_PIXELS:,} pixels"),
-                ("mean", len(spec.mean) == spec.channels, f"{spec.channels} numbers, one a channel"),
-                ("std", len(spec.std) == spec.channels, f"{spec.channels} numbers, one a channel"),
-                ("std", all(number > 0 for number in spec.std), "numbers above 0"),
-                ("max_pixels", spec.max_pixels >= 1, "1 or more"),
-            )
-            if not holds
-        ]
-        if faults:
+        rules = (
+            ("channels", 1 <= spec.channels <= MOST_CHANNELS, f"1 to {MOST_CHANNELS:,}"),
+            ("depth", spec.depth in RANGES, f"one of {', '.join(RANGES)}"),
+            ("sizes", 1 <= len(spec.sizes) <= MOST_SIZES, f"1 to {MOST_SIZES} of them"),
+            ("sizes", all(min(size) >= 1 for size in spec.sizes), "numbers above 0"),
+            ("sizes", all(h * w <= MOST_PIXELS for h, w in spec.sizes), f"at most {MOST_PIXELS:,} pixels"),
+            ("mean", len(spec.mean) == spec.channels, f"{spec.channels} numbers, one a channel"),
+            ("std", len(spec.std) == spec.channels, f"{spec.channels} numbers, one a channel"),
+            ("std", all(number > 0 for number in spec.std), "numbers above 0"),
+            ("max_pixels", spec.max_pixels >= 1, "1 or more"),
+        )
+        if faults := broken_rules(spec, rules):
             raise InputError.listing("an input spec that cannot be used:", faults)
         return spec
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitreous.model.config import split_padding, split_stride
-from vitreous.model.encoder import Attention, Relation, rotate
+from vitreous.model.encoder import Attention
 from vitreous.model.t2t import TokenPerformer, TokensToToken, TokenTransformer
 from vitreous.model.vit import VisionTransformer
 
@@ -42,14 +42,11 @@ class ThreeProducts(Attention):
         self.qkv, self.projection = attention.qkv, attention.projection
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
 
-    def split(self, tokens: Tensor, relation: Relation) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, N, inputs) -> queries, keys and values of each head, (B, heads, N, D/heads)."""
+    def products(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, inputs) -> those of queries, keys and values, (B, heads, N, D/heads)."""
         biases = (None,) * 3 if self.qkv.bias is None else self.qkv.bias.chunk(3)
         products = (F.linear(tokens, *part) for part in zip(self.qkv.weight.chunk(3), biases, strict=True))
         q, k, v = (product.unflatten(-1, (self.heads, -1)).transpose(1, 2) for product in products)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if relation.rotation is not None:
-            q, k = rotate(q, relation.rotation), rotate(k, relation.rotation)
         return q, k, v
 
 

@@ -67,10 +67,15 @@ class Attention(nn.Module):
 
     def split(self, tokens: Tensor, relation: Relation) -> tuple[Tensor, Tensor, Tensor]:
         """(B, N, inputs) -> queries, keys and values of each head, (B, heads, N, D/heads)."""
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.products(tokens)
         q, k = self.q_norm(q), self.k_norm(k)
         if relation.rotation is not None:
             q, k = rotate(q, relation.rotation), rotate(k, relation.rotation)
+        return q, k, v
+
+    def products(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, inputs) -> what queries, keys and values are before norms and rotation, (B, heads, N, D/heads)."""
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
 

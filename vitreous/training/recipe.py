@@ -16,7 +16,7 @@ from vitreous.data.decode import MAX_PIXELS
 from vitreous.data.preprocess import parse_size
 from vitreous.data.tables import Columns
 from vitreous.errors import InputError
-from vitreous.fields import read_fields
+from vitreous.fields import broken_rules, read_fields
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import PRESETS, name_of, preset
 from vitreous.model.vit import count_macs
@@ -144,29 +144,26 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raises `InputError` that lists every option out of its range."""
-        faults = [
-            f"{name} is {getattr(self, name)}: expected {expected}"
-            for name, holds, expected in (
-                ("seed", 0 <= self.seed < 2**63, "0 or more, below 2^63"),
-                ("epochs", self.epochs is None or self.epochs >= 1, "1 or more"),
-                ("minutes", self.minutes is None or self.minutes > 0, "more than 0"),
-                ("validation", self.validation is None or 0 < self.validation < 1, "a share between 0 and 1"),
-                ("batch", self.batch is None or self.batch >= 1, "1 or more"),
-                ("accumulate", self.accumulate >= 1, "1 or more"),
-                ("lr", self.lr is None or self.lr > 0, "more than 0"),
-                ("weight_decay", self.weight_decay >= 0, "0 or more"),
-                ("layer_decay", 0 < self.layer_decay <= 1, "above 0, to 1"),
-                ("warmup", 0 <= self.warmup < 1, "a share from 0 to below 1"),
-                ("coarse", self.coarse is None or 0 <= self.coarse < 1, "a share from 0 to below 1"),
-                ("smoothing", 0 <= self.smoothing < 1, "0 to below 1"),
-                ("clip", self.clip > 0, "more than 0"),
-                ("ema", self.ema is None or 0 <= self.ema < 1, "0 to below 1"),
-                ("threads", self.threads is None or self.threads >= 1, "1 or more"),
-                ("workers", self.workers is None or self.workers >= 0, "0 or more"),
-                ("channels", self.channels is None or self.channels >= 1, "1 or more"),
-            )
-            if not holds
-        ]
+        rules = (
+            ("seed", 0 <= self.seed < 2**63, "0 or more, below 2^63"),
+            ("epochs", self.epochs is None or self.epochs >= 1, "1 or more"),
+            ("minutes", self.minutes is None or self.minutes > 0, "more than 0"),
+            ("validation", self.validation is None or 0 < self.validation < 1, "a share between 0 and 1"),
+            ("batch", self.batch is None or self.batch >= 1, "1 or more"),
+            ("accumulate", self.accumulate >= 1, "1 or more"),
+            ("lr", self.lr is None or self.lr > 0, "more than 0"),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "above 0, to 1"),
+            ("warmup", 0 <= self.warmup < 1, "a share from 0 to below 1"),
+            ("coarse", self.coarse is None or 0 <= self.coarse < 1, "a share from 0 to below 1"),
+            ("smoothing", 0 <= self.smoothing < 1, "0 to below 1"),
+            ("clip", self.clip > 0, "more than 0"),
+            ("ema", self.ema is None or 0 <= self.ema < 1, "0 to below 1"),
+            ("threads", self.threads is None or self.threads >= 1, "1 or more"),
+            ("workers", self.workers is None or self.workers >= 0, "0 or more"),
+            ("channels", self.channels is None or self.channels >= 1, "1 or more"),
+        )
+        faults = broken_rules(self, rules)
         if self.epochs is not None and self.minutes is not None:
             faults.append("epochs and minutes: expected one of the two")
         if self.init is not None and self.model != "auto":
@@ -332,27 +329,23 @@ class Plan:
         plan = read_fields(cls, values, "a plan that cannot be read")
         check_augmentation(plan.augmentation)
         ordered = [(-1, -1.0, 0), *plan.points]
-        faults = [
-            f"{name} is {getattr(plan, name)!r}: expected {expected}"
-            for name, holds, expected in (
-                ("points", plan.points, "one or more"),
-                ("points", all(a[0] < b[0] < b[2] and 0 <= b[1] < 1 for a, b in pairwise(ordered)), "steps that rise"),
-                ("batch", 1 <= plan.batch <= MOST_BATCH, f"1 to {MOST_BATCH:,}"),
-                ("accumulate", 1 <= plan.accumulate <= plan.batch, "1 to the batch"),
-                ("threads", 1 <= plan.threads <= MOST_THREADS, f"1 to {MOST_THREADS:,}"),
-                ("workers", 0 <= plan.workers <= MOST_THREADS, f"0 to {MOST_THREADS:,}"),
-                ("optimizer", plan.optimizer in ("muon", "adamw"), "muon or adamw"),
-                ("schedule", plan.schedule in ("linear", "cosine"), "linear or cosine"),
-                ("precision", plan.precision in ("fp32", "bf16"), "fp32 or bf16"),
-                ("warmup", 0 <= plan.warmup < 1, "a share from 0 to below 1"),
-                ("coarse", 0 <= plan.coarse < 1, "a share from 0 to below 1"),
-                ("ema", 0 <= plan.ema < 1, "0 to below 1"),
-                ("seed", plan.seed >= 0, "0 or more"),
-                ("row_every", plan.row_every >= 1, "1 or more"),
-            )
-            if not holds
-        ]
-        if faults:
+        rules = (
+            ("points", plan.points, "one or more"),
+            ("points", all(a[0] < b[0] < b[2] and 0 <= b[1] < 1 for a, b in pairwise(ordered)), "steps that rise"),
+            ("batch", 1 <= plan.batch <= MOST_BATCH, f"1 to {MOST_BATCH:,}"),
+            ("accumulate", 1 <= plan.accumulate <= plan.batch, "1 to the batch"),
+            ("threads", 1 <= plan.threads <= MOST_THREADS, f"1 to {MOST_THREADS:,}"),
+            ("workers", 0 <= plan.workers <= MOST_THREADS, f"0 to {MOST_THREADS:,}"),
+            ("optimizer", plan.optimizer in ("muon", "adamw"), "muon or adamw"),
+            ("schedule", plan.schedule in ("linear", "cosine"), "linear or cosine"),
+            ("precision", plan.precision in ("fp32", "bf16"), "fp32 or bf16"),
+            ("warmup", 0 <= plan.warmup < 1, "a share from 0 to below 1"),
+            ("coarse", 0 <= plan.coarse < 1, "a share from 0 to below 1"),
+            ("ema", 0 <= plan.ema < 1, "0 to below 1"),
+            ("seed", plan.seed >= 0, "0 or more"),
+            ("row_every", plan.row_every >= 1, "1 or more"),
+        )
+        if faults := broken_rules(plan, rules):
             raise InputError.listing("a plan that cannot be followed:", faults)
         return plan
 
