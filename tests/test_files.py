@@ -3,8 +3,6 @@
 import csv
 import json
 import pickle
-import subprocess
-import sys
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +15,7 @@ from safetensors.torch import save_file
 
 from vitreous.errors import InputError, visible
 from vitreous.fields import read_fields
-from vitreous.files import guarded, held, unguarded
+from vitreous.files import guarded, unguarded
 from vitreous.infer.tables import CSV
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import PRESETS
@@ -185,36 +183,3 @@ class TestTerminal:
     def test_a_journal_shows_it_so_too(self, capsys: pytest.CaptureFixture[str]):
         Journal().say("bad: \x1b]0;evil\x07.png")
         assert capsys.readouterr().out == "bad: \\x1b]0;evil\\x07.png\n"
-
-
-class TestHeld:
-    def test_a_file_is_held_by_one_at_a_time_and_can_be_written_meanwhile(self, tmp_path):
-        path = tmp_path / "log.txt"
-        with held(path) as first, held(path) as second:
-            assert (first, second) == (True, False)
-            with open(path, "a") as file:
-                file.write("a line")
-        with held(path) as again:
-            assert again
-        assert path.read_text() == "a line"
-
-    def test_it_ends_with_a_process_that_is_killed(self, tmp_path):
-        code = (
-            "import sys; from pathlib import Path; from vitreous.files import held\n"
-            "with held(Path(sys.argv[1])) as free: print(free, flush=True); sys.stdin.read()"
-        )
-        command = [sys.executable, "-c", code, str(tmp_path / "log.txt")]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "True\n"
-            with held(tmp_path / "log.txt") as free:
-                assert not free
-            process.kill()
-            process.wait()
-        with held(tmp_path / "log.txt") as free:
-            assert free
-
-    def test_what_cannot_be_written_is_nobodys(self, tmp_path):
-        for path in (tmp_path, tmp_path / "missing" / "log.txt"):
-            with held(path) as first, held(path) as second:
-                assert (first, second) == (True, True)

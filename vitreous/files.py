@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, or held; and CSV cells that no spreadsheet runs as a formula."""
+"""Files on disk: written whole or not at all; and CSV cells that no spreadsheet runs as a formula."""
 
 import csv
 import errno
@@ -7,7 +7,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 # What a spreadsheet takes for the start of a formula, at once or after the marks that keep it from that.
 FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 LONGEST = 1 << 30  # characters of a cell, where csv by itself reads 131,072: one may name a whole batch
-FAR = 1 << 30  # Windows locks bytes, and lets nobody write to them: one that no file here has
 
 
 def guarded(cell: str) -> str:
@@ -82,37 +81,3 @@ def _fsync_folder(folder: Path):
             raise
     finally:
         os.close(handle)
-
-
-@contextmanager
-def held(path: Path) -> Iterator[bool]:
-    """Holds a file, which is made where it is missing; what is yielded is False where another holds it.
-
-    The lock is the system's, and ends with its process, however that ends. A file that cannot be written, or lies where
-    there are no locks, is nobody's.
-    """
-    try:
-        file = open(path, "ab")  # noqa: SIM115
-    except OSError:
-        yield True
-        return
-    with file:
-        yield _lock(file.fileno())
-
-
-def _lock(handle: int) -> bool:
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            os.lseek(handle, FAR, os.SEEK_SET)
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # of POSIX, and of Windows
-        return False
-    except OSError:
-        return True
-    return True

@@ -29,7 +29,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitreous.errors import InputError
-from vitreous.files import csv_rows, guarded, held, unguarded, write_atomically, write_whole
+from vitreous.files import csv_rows, guarded, unguarded, write_atomically, write_whole
+from vitreous.locks import locked
 from vitreous.strict import Header, open_regular, read_json, read_safetensors, safetensors_header
 
 T = TypeVar("T")
@@ -114,7 +115,7 @@ class RunDir:
         """Keeps others from training the run, by a lock on log.txt, which alone is never replaced. Raises `InputError`
         where another process has it.
         """
-        with held(self.path / "log.txt") as free:
+        with locked(self.path / "log.txt") as free:
             if not free:
                 raise InputError(
                     f"{self.path} is being trained by another process: expected a run that none trains; "
