@@ -111,6 +111,12 @@ class TestSafetensors:
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
+    @pytest.mark.parametrize("new", [True, False], ids=["archive", "as until 1.6"])
+    def test_a_pickle_that_is_called_so_is_told_as_one(self, tmp_path: Path, new):
+        torch.save({"a": torch.ones(2)}, tmp_path / "w.safetensors", _use_new_zipfile_serialization=new)
+        with pytest.raises(InputError, match=r"w\.safetensors is a pickle.* Rename it to end in \.pth: `vitreous"):
+            read_safetensors(tmp_path / "w.safetensors")
+
 
 class TestTorchFiles:
     @pytest.mark.parametrize("new", [True, False], ids=["archive", "as until 1.6"])
