@@ -166,18 +166,17 @@ class RunDir:
     def write_split(self, rows: Sequence[SplitRow]) -> None:
         """Writes split.csv."""
         text = io.StringIO()
-        odd = any("\r" in row.path for row in rows)  # which would end a row
-        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
+        writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("path", "digest", "split"))
         writer.writerows((guarded(row.path), row.digest, row.split) for row in rows)
-        write_atomically(self.path / "split.csv", text.getvalue().encode(errors="surrogateescape"))
+        write_atomically(self.path / "split.csv", text.getvalue().encode())
 
     def read_split(self) -> list[SplitRow]:
         """Reads split.csv. Raises `InputError` where it is missing, or no such table. Its names are only compared."""
         path = self.path / "split.csv"
         try:
             with open_regular(path) as file:
-                text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+                text = io.TextIOWrapper(file, encoding="utf-8", newline="")
                 titles, *rows = csv_rows(text)
             fit = all(len(row) == 3 and set(row[1]) <= set("0123456789abcdef") and row[2] in SPLITS for row in rows)
             if titles != ["path", "digest", "split"] or not fit:

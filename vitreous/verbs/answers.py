@@ -1,6 +1,5 @@
 """eval and predict: what a trained model answers."""
 
-import json as jsonlib
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -121,7 +120,7 @@ def predict(
     """
     from vitreous.data.sources import open_pictures
     from vitreous.infer.predictor import load
-    from vitreous.infer.tables import as_row, check_name, columns, keep_done, part_of, plain, write_rows
+    from vitreous.infer.tables import as_json, as_row, check_name, columns, keep_done, part_of, plain, write_rows
     from vitreous.training.distributed import current
 
     if top < 1:
@@ -166,7 +165,7 @@ def predict(
                     faults.extend([prediction.error] if bad <= SHOWN else ())
                 row = as_row(predictor.task, prediction, top)
                 if json:
-                    print("[" if number == 1 else ",", plain(jsonlib.dumps(row, ensure_ascii=False)), flush=True)
+                    print("[" if number == 1 else ",", as_json(row), flush=True)
                 elif out is None and not prediction.error:
                     # Not through `say`, which keeps what it said.
                     journal.console.print(visible(plain(answer_line(prediction, top))), markup=False)
