@@ -36,6 +36,7 @@ from vitreous.infer.evaluation import evaluate
 from vitreous.infer.predictor import load
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import count_macs
+from vitreous.rundir import RunDir
 from vitreous.training.journal import read_rows
 from vitreous.training.recipe import Plan
 
@@ -106,7 +107,7 @@ def train_and_score(
         verb("train", data, *words, show=True, cache=cache)
         total, planned = time.time() - began, (run / "config.json").stat().st_mtime - began
         decoded = max((path.stat().st_mtime - began for path in Path(cache).glob("*/cache.json")), default=planned)
-    plan = Plan.from_json(json.loads((run / "plan.json").read_text()))
+    plan = Plan.from_json(RunDir(run).read_json("plan.json"))
     last = read_rows(run, plan.steps)[-1]
     summary = json.loads(verb("eval", run, scored, "--split", split, *EXACT, "--json"))
     write_answers(run, scored, split)
@@ -167,7 +168,7 @@ def difference(ours: dict[str, bool], theirs: dict[str, bool]) -> str:
 
 def block_share(run: Path) -> tuple[float, int]:
     """The share of a picture's multiply-accumulates that lies in the encoder's blocks, and how many there are."""
-    config = ModelConfig.from_json(json.loads((run / "config.json").read_text())["model"])
+    config = ModelConfig.from_json(RunDir(run).config()["model"])
     one, two = (count_macs(replace(config, depth=depth), *config.image_size) for depth in (1, 2))
     whole = count_macs(config, *config.image_size)
     return config.depth * (two - one) / whole, whole
@@ -226,7 +227,7 @@ def main() -> int:
         print(f"seed {seed}   {results[-1].line()}", flush=True)
     print(f"mean     top-1 {spread([r.top1 for r in results])}   balanced {spread([r.balanced for r in results])}")
     first = next(iter(runs.values()))
-    plan = json.loads((first / "plan.json").read_text())
+    plan = RunDir(first).read_json("plan.json")
     share, whole = block_share(first)
     print(f"{share:.1%} of {whole / 1e6:,.1f}M multiply-accumulates in the encoder's blocks (held to {HELD_TO:.0%})")
     print(f"{plan['threads']} threads, {plan['device']}, {plan['precision']}, torch {plan['torch']}", flush=True)

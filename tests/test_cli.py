@@ -645,6 +645,6 @@ class TestSkipDone:
         shutil.copy(shapes / "red" / "00.jpg", tmp_path / name)
         code, said, _ = call("predict", shapes_run, tmp_path / name, "--json", "--out", tmp_path / "x.csv")
         assert (code, Path(json.loads(said)[0]["picture"]).name) == (0, name)
-        assert b"latin \xe9.jpg,red," in (tmp_path / "x.csv").read_bytes()
+        assert b"latin \\udce9.jpg,red," in (tmp_path / "x.csv").read_bytes()
         code, said, _ = call("predict", shapes_run, tmp_path / name)
         assert (code, "latin \\udce9.jpg   red" in said) == (0, True)

@@ -109,6 +109,12 @@ class TestSafetensors:
         assert found.keys() == tensors.keys()
         assert all(torch.equal(found[name], tensors[name]) for name in tensors)
 
+    @pytest.mark.parametrize("new", [True, False], ids=["archive", "as until 1.6"])
+    def test_a_pickle_that_is_called_so_is_told_as_one(self, tmp_path: Path, new):
+        torch.save({"a": torch.ones(2)}, tmp_path / "w.safetensors", _use_new_zipfile_serialization=new)
+        with pytest.raises(InputError, match=r"w\.safetensors is a pickle.* Rename it to end in \.pth: `vitreous"):
+            read_safetensors(tmp_path / "w.safetensors")
+
 
 class TestTorchFiles:
     @pytest.mark.parametrize("new", [True, False], ids=["archive", "as until 1.6"])
@@ -141,7 +147,17 @@ class TestArchives:
             check_archive(tmp_path / "b.zip", 1)
 
 
-FORMULAS = ["=1+1", "+1", "-a.png", "@SUM(A1)", "\t=1", "\r=1", "＝1", "'=1", "''+1"]
+FORMULAS = ["=1+1", "+1", "-a.png", "@SUM(A1)", "＝1", "'=1", "''+1"]
+CODES = {
+    "two\nlines": r"two\nlines",
+    "\t=1": r"\t=1",
+    "\r": r"\r",
+    "a\x1b[2J\0": r"a\x1b[2J\x00",
+    "\x9bm\u202e": r"\x9bm\u202e",
+    r"C:\new\x1b": r"C:\\new\\x1b",
+    "latin \udce9": r"latin \udce9",  # as POSIX has a name that is no UTF-8
+    "=\n": r"'=\n",
+}
 
 
 class TestSpreadsheets:
@@ -149,6 +165,23 @@ class TestSpreadsheets:
     def test_what_would_begin_a_formula_gets_an_apostrophe_that_is_taken_off_again(self, text):
         assert guarded(text) == f"'{text}"
         assert unguarded(guarded(text)) == text
+
+    @pytest.mark.parametrize("text", CODES)
+    def test_what_a_terminal_would_obey_becomes_its_code_that_is_undone(self, text):
+        assert guarded(text) == CODES[text]
+        assert unguarded(CODES[text]) == text
+
+    def test_any_text_is_read_back_equal_and_is_one_line_that_nothing_obeys(self):
+        rng = np.random.default_rng(0)
+        odd = map(chr, (0, 7, 9, 10, 13, 27, 0x7F, 0x9B, 0x2028, 0x202E, 0xDC80, 0xDCFF))
+        letters = [*"aé猫 '\"=+-@\\ntrxu019,", *odd]
+        for length in rng.integers(0, 9, 5000):
+            text = "".join(rng.choice(letters, length))
+            cell = guarded(text)
+            assert unguarded(cell) == text
+            assert visible(cell) == cell == "".join(cell.splitlines())
+            assert not cell.startswith(("=", "+", "-", "@"))
+            cell.encode()
 
     @pytest.mark.parametrize("text", ["", "a.png", "'a", "''", "1=2", "cat-dog", " =1"])
     def test_other_text_stays_as_it_is(self, text):
@@ -165,7 +198,10 @@ class TestSpreadsheets:
             ]
 
     def test_split_csv_is_guarded_and_read_back_equal(self, tmp_path: Path):
-        run, rows = RunDir.create(tmp_path / "run"), [SplitRow(text, "00", "train") for text in (*FORMULAS, "a.png")]
+        run, rows = (
+            RunDir.create(tmp_path / "run"),
+            [SplitRow(text, "00", "train") for text in (*FORMULAS, *CODES, "a.png")],
+        )
         run.write_split(rows)
         assert run.read_split() == rows
         with open(run.path / "split.csv", encoding="utf-8", newline="") as file:

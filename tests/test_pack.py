@@ -210,12 +210,13 @@ class TestFaults:
         kept = tuple(name for name in source.names if name not in ("blue/01.jpg", "red/00.jpg"))
         assert open_source(tmp_path / "out").names == kept
 
-    def test_a_full_disk_leaves_nothing(self, folder, tmp_path, monkeypatch):
+    def test_a_full_disk_leaves_nothing_and_says_how_much_it_takes(self, folder, tmp_path, monkeypatch):
         def full(*_):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(packing, "write_index", full)
-        with pytest.raises(OSError, match="No space left"):
+        told = rf"^{tmp_path}/out cannot be .* left behind\. It takes at least 0\.\d MB, and [\d,.]+ are free"
+        with pytest.raises(OSError, match=told):
             pack(open_source(folder), tmp_path / "out", size=1 << 30)
         assert not list(tmp_path.iterdir())
 

@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -134,6 +134,29 @@ class TestJson:
         values = {"a": [1, 2.5, None, "ü\n\"'"], "b": {"c": True}, "third": 1 / 3}
         run.write_json("plan.json", values)
         assert RunDir.open(run.path).read_json("plan.json") == values
+
+    def test_a_number_that_changed_is_found_unless_the_checksum_was_taken_out(self, tmp_path):
+        run = made(tmp_path)
+        run.write_json("plan.json", {"mean": [0.485, 1e-9, None], "names": {"ü": "a", 3: "b"}, "off": float("nan")})
+        path = run.path / "plan.json"
+        path.write_text(path.read_text("utf-8").replace("0.485", "0.487"), "utf-8")
+        with pytest.raises(InputError, match=r"plan\.json is damaged, or was changed .*on purpose, remove the line"):
+            run.read_json("plan.json")
+        lines = path.read_text("utf-8").splitlines()
+        path.write_text("\n".join(line for line in lines if '"checksum"' not in line), "utf-8")
+        assert run.read_json("plan.json")["mean"] == [0.487, 1e-9, None]
+
+    def test_of_each_bit_of_a_file_that_falls_over_it_is_refused_or_means_the_same(self, tmp_path):
+        run, values = made(tmp_path), {"mean": 0.485, "std": [0.225], "name": "é"}
+        run.write_json("plan.json", values)
+        content = (run.path / "plan.json").read_bytes()
+        for bit in range(8 * len(content)):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            (run.path / "plan.json").write_bytes(flipped)
+            with suppress(InputError):
+                found = run.read_json("plan.json")
+                assert {name: found[name] for name in values} == values  # beside it a checksum of another name
 
     @pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe{}", b"[1]", b"null"])
     def test_damage_is_named(self, tmp_path, content):

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import socket
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -434,7 +435,8 @@ class TestRemote:
         assert source.read(0) == b"picture 0"
         server.faults[:] = [503, 500, 429]
         with pytest.raises(
-            InputError, match=r"^00001\.jpg: http.*a\.tar cannot be read: the server says 429 \(.*\)\.$"
+            InputError,
+            match=r"^00001\.jpg: http.*a\.tar cannot be read: the server says 429 \(.*\)\. Try again",
         ):
             source.read(1)
 
@@ -489,6 +491,33 @@ class TestRemote:
             source.read(0)
         with pytest.raises(InputError, match="does not give parts of a file"):
             open_source(server.url("a.tar?other"))
+
+    @pytest.mark.parametrize("suffix", ["tar", "parquet"])
+    def test_a_server_that_does_not_answer_is_told_once_for_all_its_shards(self, server, monkeypatch, suffix):
+        waits: list[float] = []
+        monkeypatch.setattr(remote.time, "sleep", waits.append)
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]  # where nobody listens when it is closed
+        told = rf"^http://127\.0\.0\.1:{port} cannot be read: .*refused\. Check .*\. None of the 200 shards was read\.$"
+        with pytest.raises(InputError, match=told):
+            open_source(f"http://127.0.0.1:{port}/train-{{000..199}}.{suffix}")
+        assert len(waits) == len(remote.PAUSES)
+
+    def test_one_that_answers_no_more_after_some_is_asked_no_further(self, server):
+        server.files |= {f"{number:03}.tar": tarred(samples(range(1))) for number in range(200)}
+        server.faults = [404, *[503] * 1000]  # the first is for the index
+        with pytest.raises(InputError, match=r"00\d\.tar cannot be read: the server says 503.* None of the 200 shards"):
+            open_source(server.url("{000..199}.tar"))
+        assert len(server.seen) < 200
+
+    @pytest.mark.parametrize("url", ["foo://a/{0..9}.tar", "foo://a/{0..9}.parquet", "foo://a", "zip://b::foo://a.tar"])
+    def test_a_kind_of_url_that_there_is_not_names_those_that_there_are(self, url):
+        told = (
+            r"^(foo|zip):// cannot be read: Protocol not known: foo\. Expected .*https://, .*vitreous\[shards\].* s3://"
+        )
+        with pytest.raises(InputError, match=told) as raised:
+            open_source(url)
+        assert "\n" not in str(raised.value)
 
     def test_a_folder_behind_http_needs_an_index(self, server):
         with pytest.raises(InputError, match=r"not list what a folder holds.*train-\{000000[^$]*index cannot be.* 404"):

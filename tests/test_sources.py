@@ -249,8 +249,9 @@ class TestTables:
         with pytest.raises(InputError, match=r"without a picture[^$]*row 2\n  row 3"):
             open_source(tmp_path / "t.parquet")
 
-    def test_a_file_that_is_no_parquet_is_refused(self, tmp_path):
-        with pytest.raises(InputError, match="cannot be read as a table"):
+    def test_a_file_that_is_no_parquet_is_refused_with_what_to_do(self, tmp_path):
+        told = r"t\.parquet: a whole Parquet file was expected, but .* \[Parquet magic bytes.*\]\. Copy it again"
+        with pytest.raises(InputError, match=told):
             open_source(write(tmp_path / "t.parquet", "nonsense"))
 
 

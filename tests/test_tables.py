@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vitreous.data.targets import Task
-from vitreous.errors import InputError
+from vitreous.errors import InputError, visible
 from vitreous.files import unguarded
 from vitreous.infer import tables
 from vitreous.infer.predictor import Prediction
@@ -22,6 +22,8 @@ NUMBERS = Task("regression", ("length (mm)", "label of weight"), ("mm", ""), (1.
 ODD_NAMES = (
     'bad, with "quotes".png',
     "two\nlines.png",
+    "\x1b[2J\x9bm\x7f.png",
+    r"back\slash\n.png",
     "old mac\rlines.png",
     "=1+1.png",
     "-tab\t.png",
@@ -48,8 +50,8 @@ def save(rows: list[Row], path: Path, top: int = 1, append: bool = False) -> Non
 def names_in(path: Path) -> list[str]:
     if path.suffix == ".jsonl":
         return [json.loads(line)["picture"] for line in path.read_bytes().splitlines()]
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return [row["picture"] for row in csv.DictReader(file)]
+    with open(path, encoding="utf-8", newline="") as file:
+        return [unguarded(row["picture"]) for row in csv.DictReader(file)]
 
 
 class TestRows:
@@ -95,9 +97,12 @@ class TestFormats:
         return [*rows_of(ODD_NAMES, 2), as_row(CLASSES, bad, 2)]
 
     @posix
-    def test_csv_is_read_back_equal_but_for_the_apostrophe_before_a_formula(self, rows, tmp_path):
+    def test_csv_is_a_line_of_utf8_a_row_and_is_read_back_equal(self, rows, tmp_path):
         save(rows, tmp_path / "out.csv", 2)
-        with open(tmp_path / "out.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        text = (tmp_path / "out.csv").read_text("utf-8")
+        assert len(text.splitlines()) == 1 + len(rows)
+        assert visible(text) == text
+        with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
             read = [{key: unguarded(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
         assert read == [{key: "" if value is None else str(value) for key, value in row.items()} for row in rows]
 
@@ -107,6 +112,7 @@ class TestFormats:
         lines = (tmp_path / "out.jsonl").read_text("utf-8").split("\n")
         assert [json.loads(line) for line in lines[:-1]] == rows
         assert lines[-1] == ""
+        assert visible("".join(lines)) == "".join(lines)
 
     def test_parquet_is_read_back_equal(self, rows, tmp_path):
         save(rows, tmp_path / "out.parquet", 2)

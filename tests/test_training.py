@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import itertools
-import json
 import shutil
 import time
 import types
@@ -55,7 +54,7 @@ def rows_of(run: Path) -> list[dict[str, str]]:
 
 
 def json_of(run: Path, name: str) -> dict:
-    return json.loads((run / name).read_text("utf-8"))
+    return RunDir(run).read_json(name)
 
 
 def assert_same_run(run: Path, other: Path) -> None:
@@ -148,7 +147,7 @@ class TestKilledAndResumed:
         vitreous.train(resume=run)
         plan = json_of(run, "plan.json")
         assert {**plan, "points": 0} == {**first, "points": 0}
-        (whole / "plan.json").write_text(json.dumps({**plan, "budget": 0.0}), "utf-8")  # no clock has a say any more
+        RunDir(whole).write_json("plan.json", {**plan, "budget": 0.0})  # no clock has a say any more
         vitreous.train(resume=whole)
         assert newest_step(run) == plan["points"][-1][2]
         assert_same_run(run, whole)
@@ -240,13 +239,13 @@ class TestKeepToBudget:
         order = training_batches(job, plan)[1]
         session = Session(learner, job, run, Journal(quiet=True), Incidents(run.path))
         new = keep_to_budget(session, order, Mark(0, 0.0), row=True)
-        return plan, new, run.path / "plan.json"
+        return plan, new, run.path
 
     @pytest.mark.parametrize(("seconds", "least", "most"), [(40, 48, 50), (10, 190, 200)])
     def test_a_pace_that_changed_moves_the_end_and_is_written_first(self, small, tmp_path, seconds, least, most):
-        _, new, file = self.kept(small, tmp_path, 20, seconds)
+        _, new, run = self.kept(small, tmp_path, 20, seconds)
         assert least <= new.steps <= most
-        assert Plan.from_json(json.loads(file.read_text("utf-8"))) == new
+        assert Plan.from_json(json_of(run, "plan.json")) == new
 
     def test_a_stall_in_the_first_timing_is_mended_before_the_first_row(self, small, tmp_path, monkeypatch):
         ticks = itertools.count()  # of a clock that goes by how often it is asked: a step takes some hundredths
@@ -265,9 +264,9 @@ class TestKeepToBudget:
         ids=["the pace is kept", "it is almost over", "a run of epochs", "timed here before"],
     )
     def test_otherwise_the_plan_stays(self, small, tmp_path, step, seconds, changes):
-        plan, new, file = self.kept(small, tmp_path, step, seconds, **changes)
+        plan, new, run = self.kept(small, tmp_path, step, seconds, **changes)
         assert new is plan
-        assert not file.exists()
+        assert not (run / "plan.json").exists()
 
 
 @pytest.mark.usefixtures("unpainted")

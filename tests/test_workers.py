@@ -109,7 +109,10 @@ class TestAnswers:
         file = picture(3, form)
         assert decoders.inspect(file, "a", 10**6) == decode.inspect(file, "a")
         thumbnail = decode.thumbnail(decode.decode(file, "a", at_least=(64, 64)))
-        np.testing.assert_array_equal(decoders.thumbnail(file, "a", 10**6), thumbnail)
+        (number, found), fault = decoders.thumbnails([file, b"no picture"], ["a", "b"], 10**6)
+        assert number == 0
+        assert str(fault).startswith("b: ")
+        np.testing.assert_array_equal(found, thumbnail)
         with pytest.raises(InputError, match=r"^a: .*megapixels"):
             decoders.inspect(file, "a", 100)
 

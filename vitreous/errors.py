@@ -23,6 +23,11 @@ class ElsewhereError(Exception):
     """Another process of the same run has failed, and said why."""
 
 
+def first_line(fault: Exception) -> str:
+    """What a library says of a fault, as far as it fits into a sentence of ours."""
+    return (str(fault).strip() or type(fault).__name__).splitlines()[0][:200].rstrip(".")
+
+
 # Control characters but for the end of a line and the tabulator, and those that turn the direction of writing.
 HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 

@@ -1,4 +1,4 @@
-"""The run directory on disk: JSON and safetensors, each written whole or not at all; no pickle.
+"""The run directory on disk: JSON and safetensors, each written whole or not at all, with a checksum; no pickle.
 
 config.json         all that rebuilds the model: model, input, task, training options, versions
 plan.json           the plan of the run, each version written before it is used
@@ -38,6 +38,7 @@ FORMAT = 1  # of the run directory; one that this version cannot read is refused
 SPLITS = ("train", "validation", "test")
 KINDS = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
 FIRST_FILES = ("log.txt", "split.csv", "plan.json", "config.json", "initial.safetensors", "batch.png")  # before a step
+CHECKSUM = "checksum"  # what one is called in a file: of its tensors and other values
 KEPT = 2  # checkpoints in last/: the newest, and the one before it
 
 
@@ -128,15 +129,25 @@ class RunDir:
         return self.read_json("config.json")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run. Raises `InputError` where it is missing or damaged."""
+        """A JSON file of the run. Raises `InputError` where it is missing, damaged, or not as it was written.
+
+        One without a checksum is taken as it is: who changes it by hand says so by removing that.
+        """
         try:
-            return read_json(self.path / name)
+            values = read_json(self.path / name)
         except FileNotFoundError:
             raise InputError(
                 f"{self.path} has no {name}: was the run interrupted? `vitreous train --resume {self.path}` finishes it"
             ) from None
         except OSError as fault:
             raise InputError(f"{self.path / name} cannot be read ({fault.strerror})") from None
+        checksum = values.pop(CHECKSUM, None)
+        if checksum not in (None, _checksum([], json.dumps(values))):
+            raise InputError(
+                f"{self.path / name} is damaged, or was changed (its checksum differs): copy it again from where it "
+                f"came. If you changed it on purpose, remove the line that begins with {CHECKSUM!r}, and it is taken so"
+            )
+        return values
 
     def parsed(self, name: str, part: str, parse: Callable[[Any], T]) -> T:
         """What one part of a JSON file says, or the whole of it (""). Raises `InputError` where that is damaged."""
@@ -160,25 +171,26 @@ class RunDir:
         return place
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Writes a JSON file of the run, whole or not at all; numbers that are none become null."""
-        text = json.dumps(_finite(values), indent=2, ensure_ascii=False, allow_nan=False)
+        """Writes a JSON file of the run with its checksum, whole or not at all; numbers that are none become null."""
+        values = _finite(values)
+        sealed = {CHECKSUM: _checksum([], json.dumps(values)), **values}
+        text = json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False)
         write_atomically(self.path / name, f"{text}\n".encode())
 
     def write_split(self, rows: Sequence[SplitRow]) -> None:
         """Writes split.csv."""
         text = io.StringIO()
-        odd = any("\r" in row.path for row in rows)  # which would end a row
-        writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL)
+        writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("path", "digest", "split"))
         writer.writerows((guarded(row.path), row.digest, row.split) for row in rows)
-        write_atomically(self.path / "split.csv", text.getvalue().encode(errors="surrogateescape"))
+        write_atomically(self.path / "split.csv", text.getvalue().encode())
 
     def read_split(self) -> list[SplitRow]:
         """Reads split.csv. Raises `InputError` where it is missing, or no such table. Its names are only compared."""
         path = self.path / "split.csv"
         try:
             with open_regular(path) as file:
-                text = io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape", newline="")
+                text = io.TextIOWrapper(file, encoding="utf-8", newline="")
                 titles, *rows = csv_rows(text)
             fit = all(len(row) == 3 and set(row[1]) <= set("0123456789abcdef") and row[2] in SPLITS for row in rows)
             if titles != ["path", "digest", "split"] or not fit:
@@ -190,13 +202,13 @@ class RunDir:
     def write_weights(self, tensors: dict[str, Tensor], name: str = "model.safetensors") -> None:
         """Writes weights with their checksum, whole or not at all."""
         tensors = _contiguous(tensors)
-        metadata = {"checksum": _checksum(sorted(tensors.items()), "")}
+        metadata = {CHECKSUM: _checksum(sorted(tensors.items()), "")}
         write_whole(self.path / name, lambda temporary: save_file(tensors, temporary, metadata))
 
     def read_weights(self, name: str = "model.safetensors") -> dict[str, Tensor]:
         """Reads weights. Raises `InputError` where they are missing or damaged."""
         tensors, metadata = self._opened(name, read_safetensors)
-        if metadata.get("checksum") != _checksum(sorted(tensors.items()), ""):
+        if metadata.get(CHECKSUM) != _checksum(sorted(tensors.items()), ""):
             raise InputError(
                 f"{self.path / name} is damaged (its checksum differs): copy it again from where it came; "
                 f"of a training here `vitreous train --resume {self.path}` writes it again"
@@ -230,10 +242,10 @@ class RunDir:
         folder = self.path / "last"
         values = json.dumps({**checkpoint.values, "step": checkpoint.step})
         tensors = _contiguous(checkpoint.tensors)
-        metadata = {"values": values, "checksum": _checksum(sorted(tensors.items()), values)}
+        metadata = {"values": values, CHECKSUM: _checksum(sorted(tensors.items()), values)}
         target = self._checkpoint_path(checkpoint.step)
         write_whole(target, lambda temporary: save_file(tensors, temporary, metadata))
-        _verify(target, metadata["checksum"])
+        _verify(target, metadata[CHECKSUM])
         kept = {self._checkpoint_path(step) for step in keep}
         old = [path for path in sorted(folder.glob("step-*.safetensors"))[:-KEPT] if path not in kept]
         for path in old + sorted(folder.glob(".*.tmp")):
@@ -263,7 +275,7 @@ class RunDir:
         for path in found:
             try:
                 tensors, metadata = read_safetensors(path)
-                if metadata["checksum"] != _checksum(sorted(tensors.items()), metadata["values"]):
+                if metadata[CHECKSUM] != _checksum(sorted(tensors.items()), metadata["values"]):
                     raise ValueError("its checksum differs")
                 values = json.loads(metadata["values"])
                 return Checkpoint(values.pop("step"), tensors, values)

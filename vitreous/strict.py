@@ -45,6 +45,8 @@ TORCH_MEMBER = re.compile(
 )
 # What zipfile raises on a damaged archive: RuntimeError for passwords and kinds of packing that it does not know.
 ZIP_FAULTS = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error)
+# How a pickle begins, or an archive with one.
+PICKLED = re.compile(rb"\x80[\x02-\x05]|PK\x03\x04.{22,200}/data\.pkl", re.DOTALL)
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # how torch.save began until 1.6: a magic number, pickled
 
 
@@ -160,6 +162,11 @@ def safetensors_header(path: Path) -> Header:
 
 def parse_header(start: bytes, size: int, name: str) -> Header:
     """The header of a safetensors file of `size` bytes, from its start; `name` is what errors call it."""
+    if start[8:9] != b"{" and PICKLED.match(start):
+        raise InputError(
+            f"{name} is a pickle, such as torch.save writes, by another name: expected safetensors. Rename it to end "
+            "in .pth: `vitreous import` reads weights from that, and runs nothing that is in it"
+        )
     length = int.from_bytes(start[:8], "little")
     if len(start) < 8 or length > size - 8:
         raise _no_safetensors(name, "its header is longer than the file")

@@ -5,7 +5,6 @@ A process is forked from a server that has imported torch already, where the sys
 """
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitreous.rundir import newest_step
+from vitreous.rundir import RunDir, newest_step
 from vitreous.training.verify import parts_of
 
 LIMIT = 1800.0  # seconds that any one run may take
@@ -147,7 +146,7 @@ class Runs:
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(self._beginnings[kind], run)
         if plan is not None:
-            (run / "plan.json").write_text(json.dumps({**plan, "budget": 0.0}), "utf-8")  # no clock has a say any more
+            RunDir(run).write_json("plan.json", {**plan, "budget": 0.0})  # no clock has a say any more
         began = time.monotonic()
         finish(start(self.log, "train", "--resume", run), self.log)
         end = parts_of(run), time.monotonic() - began
@@ -157,7 +156,7 @@ class Runs:
 
     def same(self, kind: Kind, run: Path) -> bool:
         """Whether a finished run has the bits of one that nothing disturbed."""
-        plan = json.loads((run / "plan.json").read_text("utf-8")) if kind.length == "minutes" else None
+        plan = RunDir(run).read_json("plan.json") if kind.length == "minutes" else None
         return parts_of(run) == self.undisturbed(kind, plan)[0]
 
     def going(self, kind: Kind) -> tuple[Path, BaseProcess]:
@@ -170,5 +169,5 @@ class Runs:
 
     def left(self, kind: Kind, run: Path) -> float:
         """About how many seconds a run that has just been started takes to its end."""
-        plan = json.loads((run / "plan.json").read_text("utf-8"))
+        plan = RunDir(run).read_json("plan.json")
         return self.undisturbed(kind)[1] * (1 - newest_step(run) / plan["points"][-1][-1])

@@ -12,7 +12,7 @@ from vitreous.data.decode import MAX_PIXELS, Facts, decode, thumbnail
 from vitreous.data.notes import digest
 from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import find_leaks
-from vitreous.data.store import in_order
+from vitreous.data.store import in_order, read_in_order, reader
 from vitreous.data.tables import Columns
 from vitreous.data.targets import infer_task
 from vitreous.data.workers import DECODERS
@@ -124,21 +124,15 @@ def check_data(
     found = scan(source, threads, max_pixels, lambda done: progress(done, total))
     findings = fast_findings(source, found)
 
-    def look(i: int) -> np.ndarray | str:
-        if i in found.faults:
-            return found.faults[i]
-        try:
-            return _thumbnail(source.read(i), source.names[i], max_pixels)
-        except InputError as fault:
-            return str(fault)
-
+    sound = [i for i in range(len(source)) if i not in found.faults]
     thumbs, broken = {}, []
-    for i, result in enumerate(in_order(look, range(len(source.names)), threads)):
-        if not isinstance(result, str):
-            thumbs[i] = result
-        elif i not in found.faults:
+    results = read_in_order(reader(source.only(sound), _Thumbnails(max_pixels)), len(sound), threads)
+    for done, (i, result) in enumerate(zip(sound, results, strict=True), 1):
+        if isinstance(result, str):
             broken.append(result)
-        progress(len(source) + i + 1, total)
+        else:
+            thumbs[i] = result[1]
+        progress(total - len(sound) + done, total)
     if broken:
         findings.append(Finding("error", "undecodable", "cannot be decoded", broken))
     pairs = near_duplicates(thumbs, found.digests)
@@ -199,10 +193,17 @@ def _fits(facts: Facts, max_pixels: int) -> bool:
     return pixels >= 4 and pixels * max(4, facts.channels) <= max_pixels
 
 
-def _thumbnail(picture: bytes | np.ndarray, name: str, max_pixels: int) -> np.ndarray:
-    if isinstance(picture, np.ndarray):
-        return thumbnail(decode(picture, name, max_pixels=max_pixels))
-    return DECODERS.thumbnail(picture, name, max_pixels)
+@dataclass(frozen=True)
+class _Thumbnails:
+    """Makes (16, 16) of pictures, as `InputSpec` makes what a model takes."""
+
+    max_pixels: int
+
+    def read(self, picture: np.ndarray, name: str) -> tuple[int, np.ndarray]:
+        return 0, thumbnail(decode(picture, name, max_pixels=self.max_pixels))
+
+    def read_all(self, pictures: Sequence[bytes], names: Sequence[str]) -> list[tuple[int, np.ndarray] | InputError]:
+        return DECODERS.thumbnails(pictures, names, self.max_pixels)
 
 
 def _copies(source: Source, digests: Sequence[str]) -> list[Finding]:

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from vitreous.errors import InputError
 
+CONNECT = 10.0  # seconds that a server may take to answer at all
 TIMEOUT = 60.0  # seconds without a byte after which a read has failed
 KEPT = 8  # connections of a thread
 MOST_REDIRECTS = 5
@@ -105,8 +106,10 @@ def _asked(url: str, headers: dict[str, str]) -> tuple[HTTPConnection, HTTPRespo
         except (OSError, HTTPException):
             connection.close()
     kind = HTTPSConnection if parts.scheme.lower() == "https" else HTTPConnection
-    connection = kind(parts.netloc, timeout=TIMEOUT)
+    connection = kind(parts.netloc, timeout=CONNECT)
     try:
+        connection.connect()
+        connection.sock.settimeout(TIMEOUT)
         connection.request("GET", target, headers=headers)
         return connection, connection.getresponse()
     except BaseException:

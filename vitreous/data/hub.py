@@ -12,7 +12,7 @@ import numpy as np
 from vitreous.data.decode import check_bytes
 from vitreous.data.splits import split_of
 from vitreous.data.tables import PATH_COLUMNS, Columns, Table, of_rows
-from vitreous.errors import InputError
+from vitreous.errors import InputError, first_line
 from vitreous.strict import open_regular
 
 _NAME = re.compile(r"hf://([\w.\-]+/[\w.\-]+|[\w.\-]+)(?::([\w.\-]+))?")
@@ -68,8 +68,7 @@ def open_hub(data: str, columns: Columns) -> Table:
     try:
         splits = datasets.load_dataset(found[1], found[2])
     except Exception as error:  # of the library, the network, or the data set's own files
-        reason = str(error).strip().splitlines()[0:1] or [type(error).__name__]
-        raise InputError(f"{data} cannot be loaded: {reason[0]}") from error
+        raise InputError(f"{data} cannot be loaded: {first_line(error)}") from error
     return of_splits(splits, data, columns)
 
 

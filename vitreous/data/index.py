@@ -20,7 +20,7 @@ import numpy as np
 from vitreous.data import tar
 from vitreous.data.cache import cache_root
 from vitreous.data.parquet import ParquetFile, parquet_file
-from vitreous.data.remote import Stat, is_url, joined, parted, read_range, shown, stat
+from vitreous.data.remote import Stat, UnreachableError, is_url, joined, parted, read_range, shown, stat
 from vitreous.errors import InputError
 from vitreous.files import write_whole
 
@@ -74,20 +74,25 @@ def index_shards(places: Sequence[str], index: Index | None = None) -> list[Shar
 
     Raises `InputError` for shards that are no tars, or cut off; all of them together.
     """
-    beside = _beside(places) if index is None else _told(index, places)
-    missing = [place for place in places if place not in beside]
 
     def look(place: str) -> Shard | str:
         try:
             return index_shard(place)
+        except UnreachableError:
+            raise
         except InputError as fault:
             return str(fault)
 
-    if any(map(is_url, missing)):
-        with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(look, missing))
-    else:
-        found = list(map(look, missing))
+    try:
+        beside = _beside(places) if index is None else _told(index, places)
+        missing = [place for place in places if place not in beside]
+        if any(map(is_url, missing)):
+            with ThreadPoolExecutor(THREADS) as pool:
+                found = list(pool.map(look, missing))  # which at the first that raises forgets what has not begun
+        else:
+            found = list(map(look, missing))
+    except UnreachableError as fault:
+        raise fault.of(len(places)) from None
     if missing:
         _prune()
     faults = [fault for fault in found if isinstance(fault, str)]
@@ -177,8 +182,8 @@ def _beside(places: Sequence[str]) -> dict[str, Shard]:
             continue
         try:
             found |= _told(read_index(place), inside)
-        except InputError:
-            if not is_url(folder):  # far away there mostly is none
+        except InputError as fault:
+            if not is_url(folder) or isinstance(fault, UnreachableError):  # far away there mostly is none
                 raise
     return found
 

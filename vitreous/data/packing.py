@@ -4,6 +4,7 @@ Files go in as they are, byte for byte. Beside each goes a note (see `notes.py`)
 facts, so that what is trained on the shards is trained on the same pictures, in the same order, split the same way.
 """
 
+import errno
 import glob
 import io
 import itertools
@@ -102,6 +103,7 @@ def pack(
 
     Raises:
         InputError: something is in the way, or pictures cannot be read; all of them are named, and nothing stays.
+        OSError: `out` cannot be written: the disk is full, say. Nothing stays.
     """
     out = Path(os.path.abspath(out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -111,10 +113,10 @@ def pack(
         raise InputError(f"{out}: expected different names of targets and group, and none called {NOTE}: {titles}.")
     write = _Parquet(source, titles).write if form == "parquet" else _write_tar
     faults: list[str] = []
-    done = 0
+    done = taken = 0  # pictures, and bytes of them
 
     def read(numbers: np.ndarray) -> Generator[_Sample, None, None]:
-        nonlocal done
+        nonlocal done, taken
         with closing(in_order(lambda i: _sample(source, i, titles), numbers.tolist(), threads)) as results:
             for found in results:
                 done += 1
@@ -122,9 +124,10 @@ def pack(
                 if isinstance(found, str):
                     faults.append(found)
                 elif not faults or skip_bad:  # otherwise no more than a list of the others is wanted
+                    taken += len(found.content)
                     yield found
 
-    with _appearing(out) as folder:
+    with _appearing(out, lambda: taken * len(source) // max(done, 1)) as folder:
         written: dict[str, dict[Path, int]] = {}
         for split in SPLITS:
             numbers = np.flatnonzero(np.isin(source.splits, (split, "") if split == "train" else (split,)))
@@ -147,19 +150,34 @@ def pack(
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A folder to fill. It takes the name `out` once all is in it; on a fault nothing stays."""
+def _appearing(out: Path, needed: Callable[[], int]) -> Iterator[Path]:
+    """A folder to fill. It takes the name `out` once all is in it; on a fault nothing stays, and where the disk is full
+    it is said how many bytes were `needed`.
+    """
     remove_forsaken(out.parent, f".{glob.escape(out.name)}-*.partial")
     partial = out.with_name(f".{out.name}-{secrets.token_hex(4)}.partial")
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         yield partial
         if out.exists():
             out.rmdir()
         os.replace(partial, out)
-    except BaseException:
+    except BaseException as fault:
         shutil.rmtree(partial, ignore_errors=True)
+        cause = fault.__cause__ or fault  # write_whole names what is nowhere now
+        if isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError | ChildProcessError):
+            raise _unwritten(out, cause, needed()) from fault
         raise
+
+
+def _unwritten(out: Path, fault: OSError, needed: int) -> OSError:
+    """Says of a folder that could not be written what it would have taken, in bytes, where it was too much."""
+    fact = f"{out} cannot be written: {fault.strerror or fault}; nothing of it was left behind"
+    if fault.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(fact)
+    free = shutil.disk_usage(next(parent for parent in out.parents if parent.exists())).free
+    room = f"It takes at least {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} are free"
+    return OSError(f"{fact}. {room}: make room there, or choose another OUT")
 
 
 def parse_size(text: str) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vitreous.data.processes import Child, GoneError, Line, Processes, allow, paused, run_child, within
 from vitreous.data.remote import RangeFile, is_url, read_range, shown, stat
-from vitreous.errors import InputError
+from vitreous.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,6 +26,7 @@ WORK = 4  # times those, that a child may take to read it
 RATE = 10 << 20  # bytes of a file for each of which seconds a child has one more
 RANGE = 32 << 20  # bytes that a child asks for at once
 PART = 4 << 20  # bytes of pictures that are read at once, if not less is in a row group
+AGAIN = "Copy it again; if it is yours, write it as several smaller ones."
 MAIN = "from vitreous.data.parquet import main"
 Read = Callable[[int, int], bytes]  # start, count
 
@@ -126,14 +127,22 @@ def main(seconds: float, memory: int) -> NoReturn:
                 told, table = JOBS[job](file, most, *how)
                 content = written(table, most)
             except Exception as fault:
-                words = fault if isinstance(fault, InputError) else f"it cannot be read as a table: {str(fault)[:1000]}"
-                told, content = f"{name}: {words}", None
+                told, content = f"{name}: {_words(fault)}", None
         if content is None:
             line.say(told)
         else:
             line.say({"told": told}, memoryview(content))
 
     run_child(answer, memory)
+
+
+def _words(fault: Exception) -> str:
+    if isinstance(fault, InputError):
+        return str(fault)
+    return (
+        "a whole Parquet file was expected, but this one is damaged, cut short or of another kind "
+        f"[{first_line(fault)}]. Copy it again, or write it anew."
+    )
 
 
 def asked(line: Line, start: int, count: int) -> bytes:
@@ -172,9 +181,9 @@ def light(file: Callable[[], Any], most: int) -> "tuple[dict[str, Any], pa.Table
         schema, facts = parquet.schema_arrow, parquet.metadata
         groups = [facts.row_group(number) for number in range(facts.num_row_groups)]
         if facts.num_rows * facts.num_columns * 8 > most:
-            raise InputError(f"it claims {facts.num_rows:,} rows, more than is believed of its size")
+            raise InputError(f"it claims {facts.num_rows:,} rows, more than is believed of its size. {AGAIN}")
         if sum(group.num_rows for group in groups) != facts.num_rows or any(group.num_rows < 0 for group in groups):
-            raise InputError("its row groups have other rows than it has: it is damaged")
+            raise InputError(f"its row groups have other rows than it has: it is damaged. {AGAIN}")
         leaves = {field.name: leaf for field in schema if (leaf := _leaf(field))}
         wanted = [name for name in schema.names if name not in leaves]
         wanted += [f"{f.name}.path" for f in schema if f.name in leaves and _has(f.type, "path")]
@@ -219,7 +228,7 @@ def written(table: "pa.Table", most: int) -> "pa.Buffer":
 
     table.validate(full=True)
     if table.nbytes > most:
-        raise InputError(f"it unpacks to {table.nbytes:,} bytes, more than is believed of its size")
+        raise InputError(f"it unpacks to {table.nbytes:,} bytes, more than is believed of its size. {AGAIN}")
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)

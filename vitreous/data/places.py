@@ -9,7 +9,7 @@ from typing import Self
 
 from vitreous.data.folders import is_hidden, is_picture, walk
 from vitreous.data.index import INDEX, Index, read_index
-from vitreous.data.remote import expand, is_pattern, is_url, joined, listed, shown
+from vitreous.data.remote import UnreachableError, expand, is_pattern, is_url, joined, listed, shown
 from vitreous.data.splits import split_of
 from vitreous.errors import InputError
 
@@ -111,6 +111,8 @@ def _shards_in(folder: str) -> Shards:
     if is_url(folder) or os.path.exists(joined(folder, INDEX)):
         try:
             index = read_index(joined(folder, INDEX))
+        except UnreachableError:
+            raise
         except InputError as fault:  # mostly, far away, there is none
             if not is_url(folder):
                 raise

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
+from ssl import SSLError
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,10 +23,22 @@ from vitreous.errors import InputError
 
 PAUSES = (0.5, 2.0, 5.0)  # seconds before a read that failed is tried again; after the last it is given up
 MOST_EXPANDED = 1_000_000  # places of one pattern of braces
+SUPPORTED = (
+    "Expected a path, http:// or https://, hf://owner/name (pip install 'vitreous[hub]'), or what fsspec knows (pip "
+    "install 'vitreous[shards]'): s3:// (and s3fs), gs:// (gcsfs), az:// (adlfs), sftp:// (paramiko) and others."
+)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(://|::)")  # two letters or more: C: is a drive
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 T = TypeVar("T")
+
+
+class UnreachableError(InputError):
+    """What answers for many files does not: asking for the others is in vain."""
+
+    def of(self, count: int) -> InputError:
+        """The error of all the shards that were to be read."""
+        return InputError(f"{self} None of the {count:,} shards was read.") if count > 1 else self
 
 
 @dataclass(frozen=True)
@@ -174,25 +187,33 @@ class RangeFile(io.RawIOBase):
 
 
 def retried(what: str, act: Callable[[], T]) -> T:
-    """What `act` gives, tried again after faults that may pass. Raises `InputError` that names what it was of."""
-    fault = ""
+    """What `act` gives, tried again after faults that may pass. Raises `InputError` that names what it was of;
+    `UnreachableError` where the fault is not the file's but its server's.
+    """
     for pause in (*PAUSES, None):
         try:
             return act()
-        except InputError as error:
-            fault, passing = str(error), False
-        except StatusError as error:
-            fault, passing = str(error), error.status in _AGAIN
-        except (FileNotFoundError, PermissionError) as error:
-            fault, passing = _said(error), False
-        except (OSError, HTTPException, ValueError) as error:
-            fault, passing = _said(error), not isinstance(error, ValueError)
         except Exception as error:  # the packages behind fsspec have errors of their own kinds
-            fault, passing = _said(error), True
-        if pause is None or not passing:
-            break
+            fault = error
+        if pause is None or not _may_pass(fault):
+            raise _told(what, fault)
         time.sleep(pause)
-    raise InputError(f"{what} cannot be read: {fault}.")
+    raise AssertionError
+
+
+def _told(what: str, fault: Exception) -> InputError:
+    if not _is_http(what) or not (_may_pass(fault) or isinstance(fault, SSLError)):
+        return InputError(f"{what} cannot be read: {_said(fault)}.")
+    if isinstance(fault, StatusError | HTTPException):  # of a file
+        return UnreachableError(f"{what} cannot be read: {_said(fault)}. Try again later.")
+    server = urlunsplit((*urlsplit(what)[:2], "", "", ""))
+    return UnreachableError(f"{server} cannot be read: {_said(fault)}. Check the address, the network and the server.")
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, StatusError):
+        return error.status in _AGAIN
+    return not isinstance(error, FileNotFoundError | PermissionError | ValueError)
 
 
 def _said(error: Exception) -> str:
@@ -205,15 +226,18 @@ def _is_http(place: str) -> bool:
 
 
 def _filesystem(place: str) -> tuple[Any, str]:
+    kind = _URL.match(place)[0]  # pyright: ignore[reportOptionalSubscript]
     try:
         from fsspec.core import url_to_fs
     except ImportError as error:
-        raise InputError(f"{shown(place)} is read with fsspec: pip install 'vitreous[shards]'") from error
+        raise UnreachableError(f"{kind} needs fsspec, which is not installed. {SUPPORTED}") from error
     try:
         return url_to_fs(place)
     except ImportError as error:
-        raise InputError(f"{shown(place)} needs one more package: {_said(error)}.") from error
+        raise UnreachableError(f"{kind} needs one more package: {_said(error)}.") from error
     except ValueError as error:
+        raise UnreachableError(f"{kind} cannot be read: {_said(error)}. {SUPPORTED}") from error
+    except OSError as error:
         raise InputError(f"{shown(place)} cannot be read: {_said(error)}.") from error
 
 

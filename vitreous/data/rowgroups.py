@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitreous.data.parquet import ParquetFile, parquet_file
-from vitreous.errors import InputError
+from vitreous.data.remote import UnreachableError
+from vitreous.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,7 +102,10 @@ def light_columns(places: Sequence[str]) -> "tuple[pa.Table, dict[str, RowGroups
     """
     import pyarrow as pa
 
-    files = [parquet_file(place) for place in places]
+    try:
+        files = [parquet_file(place) for place in places]
+    except UnreachableError as fault:
+        raise fault.of(len(places)) from None
     tables: list[pa.Table] = []
     leaves: dict[str, str] = {}
     parts: dict[str, list[Part]] = {}
@@ -114,6 +118,9 @@ def light_columns(places: Sequence[str]) -> "tuple[pa.Table, dict[str, RowGroups
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise InputError(f"{files[0].name} and the files beside it differ in their columns: {error}") from error
+        raise InputError(
+            f"{files[0].name} and the files beside it differ in their columns [{first_line(error)}]: expected "
+            "the same types in all. Name those alone that belong together, or write them again."
+        ) from error
     table = table.replace_schema_metadata(tables[0].schema.metadata)
     return table, {name: RowGroups(files, leaves[name], parts[name]) for name in leaves}, list(map(len, tables))

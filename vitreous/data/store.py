@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -130,8 +130,20 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 
+class Decoding(Protocol):
+    """What makes pixels of pictures: see `InputSpec`."""
+
+    def read(self, picture: np.ndarray, name: str) -> tuple[int, np.ndarray]:
+        """Of an array. Raises `InputError`."""
+        ...
+
+    def read_all(self, pictures: Sequence[bytes], names: Sequence[str]) -> list[tuple[int, np.ndarray] | InputError]:
+        """Of some files at once."""
+        ...
+
+
 def reader(
-    source: Source, spec: InputSpec, caught: type[Exception] = InputError
+    source: Source, spec: Decoding, caught: type[Exception] = InputError
 ) -> Callable[[Sequence[int]], list[Decoded]]:
     """Reads a source's pictures by numbers, small files together; what is caught is that picture's own fault."""
 

@@ -15,7 +15,7 @@ from vitreous.data.notes import NOTE, Known, Note, Verified
 from vitreous.data.remote import is_url, shown
 from vitreous.data.rowgroups import RowGroups, light_columns
 from vitreous.data.splits import split_of
-from vitreous.errors import InputError
+from vitreous.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +82,9 @@ def read_tables(places: Sequence[str], where: str, columns: Columns, splits: Seq
     except UnicodeError:
         raise InputError(f"{where} holds text that is not UTF-8. Save it with UTF-8 encoding.") from None
     except (pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
-        raise InputError(f"{where} cannot be read as a table: {str(error)[:200]}") from error
+        raise InputError(
+            f"{where} cannot be read as a table [{first_line(error)}]. Mend it, or write it anew."
+        ) from error
 
 
 def _read(places: Sequence[str], where: str, columns: Columns, splits: Sequence[str]) -> Table:
@@ -169,7 +171,10 @@ def _load_csv(path: Path) -> "pa.Table":
     try:
         return _parse_csv(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read as a table: {error}") from error
+        raise InputError(
+            f"{path} cannot be read as a table [{first_line(error)}]. Expected a line of titles, and as many cells in "
+            "every row: mend it, or save it anew as CSV."
+        ) from error
 
 
 def _parse_csv(path: Path) -> "pa.Table":

@@ -42,10 +42,7 @@ class Decoders(Processes):
 
     def read_all(self, spec: "InputSpec", pictures: Sequence[bytes], names: Sequence[str]) -> list[Pixels | InputError]:
         """What `read` gives of each picture, or raises at it, for less: they are asked for at once."""
-        kinds = _kinds(spec)
-        with suppress(GoneError):  # which of them ended it is seen when each is asked for alone
-            return self.ask_once(lambda child: _converse(child, "read", spec.text, pictures, names, kinds))
-        return [self._alone("read", spec.text, *one, kinds) for one in zip(pictures, names, strict=True)]
+        return self._together("read", spec.text, pictures, names, _kinds(spec))
 
     def inspect(self, picture: bytes | np.ndarray, name: str, max_pixels: int) -> Facts:
         """What `decode.inspect` tells of a file's bytes, or of an array. Raises `InputError`.
@@ -56,9 +53,16 @@ class Decoders(Processes):
             return inspect(picture, name, max_pixels)
         return self._one("inspect", max_pixels, picture, name)
 
-    def thumbnail(self, picture: bytes, name: str, max_pixels: int) -> np.ndarray:
-        """The `decode.thumbnail` (16, 16) of a file's bytes. Raises `InputError`."""
-        return self._one("thumbnail", max_pixels, picture, name, [((THUMB, THUMB), "float32")])[1]
+    def thumbnails(self, pictures: Sequence[bytes], names: Sequence[str], max_pixels: int) -> list[Pixels | InputError]:
+        """The `decode.thumbnail` (16, 16) of each file's bytes, as `read_all` gives pixels."""
+        return self._together("thumbnail", max_pixels, pictures, names, [((THUMB, THUMB), "float32")])
+
+    def _together(
+        self, job: str, how: str | int, pictures: Sequence[bytes], names: Sequence[str], kinds: Sequence[Kind]
+    ) -> list[Any]:
+        with suppress(GoneError):  # which of them ended it is seen when each is asked for alone
+            return self.ask_once(lambda child: _converse(child, job, how, pictures, names, kinds))
+        return [self._alone(job, how, *one, kinds) for one in zip(pictures, names, strict=True)]
 
     def _one(self, job: str, how: str | int, picture: bytes, name: str, kinds: Sequence[Kind] = ()) -> Any:
         heard = self._alone(job, how, picture, name, kinds)

@@ -4,7 +4,7 @@ import os
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from vitreous.data.doctor import digest
 from vitreous.data.preprocess import Size
 from vitreous.data.sources import Source, open_source
-from vitreous.data.store import in_order
+from vitreous.data.store import read_in_order, reader
 from vitreous.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,23 +50,22 @@ def own_pictures(predictor: "Predictor", side: str, most: int = MOST, data: str 
     spec = predictor.spec
     weight = max(h * w for h, w in spec.sizes) * spec.channels * np.dtype(spec.depth).itemsize
     count = min(most, len(source), max(1, MOST_BYTES // weight))
-    chosen = np.sort(np.random.default_rng(0).permutation(len(source))[:count])
+    chosen = source.only(np.sort(np.random.default_rng(0).permutation(len(source))[:count]).tolist())
 
-    def read(number: int) -> tuple[int, np.ndarray] | None:
-        try:
-            picture = source.read(number)
-            same = not digests or digest(picture) in digests
-            return spec.read(picture, source.names[number]) if same else None
-        except InputError:
-            return None
+    def unchanged(number: int) -> bytes | np.ndarray:
+        picture = chosen.read(number)
+        if digests and digest(picture) not in digests:
+            raise InputError(f"{chosen.names[number]} has changed")
+        return picture
 
     rows = defaultdict(list)
-    for number, picture in zip(chosen, in_order(read, chosen.tolist(), predictor.threads), strict=True):
-        if picture is not None:
+    read = reader(replace(chosen, read=unchanged), spec)
+    for number, picture in enumerate(read_in_order(read, len(chosen), predictor.threads)):
+        if not isinstance(picture, str):
             rows[spec.sizes[picture[0]]].append((number, picture[1]))
     if not rows:
         raise InputError(f"none of the {side} pictures in {source.location} is what it was")
-    kept = source.only([number for some in rows.values() for number, _ in some])
+    kept = chosen.only([number for some in rows.values() for number, _ in some])
     try:
         targets = predictor.task.encode(kept.columns, kept.names)
     except InputError:  # other data, or none

@@ -2,7 +2,7 @@
 
 The rows of .csv and .jsonl grow in a file beside it, TABLE.part, which takes the name once all are there. Where the
 work was interrupted it stays, and can be gone on with. A picture's name is read back equal, also one that is no UTF-8;
-in a .csv, which is opened in spreadsheets, an apostrophe comes before text that would begin a formula there.
+a .csv, which is opened in spreadsheets and shown in terminals, has text as `guarded` writes it.
 """
 
 import csv
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vitreous.data.targets import Task
-from vitreous.errors import InputError
+from vitreous.errors import HIDDEN, InputError
 from vitreous.files import csv_rows, guarded, unguarded, write_whole
 from vitreous.infer.predictor import Prediction
 
@@ -149,6 +149,12 @@ def keep_done(path: Path, task: Task, top: int) -> set[str]:
     return names
 
 
+def as_json(values: Any) -> str:
+    """A line of JSON that can be shown anywhere; where it holds control characters, all but ASCII becomes codes."""
+    text = json.dumps(values, ensure_ascii=False)
+    return json.dumps(values) if HIDDEN.search(text) else plain(text)
+
+
 def plain(text: str) -> str:
     """Text that can be printed anywhere: of a name that is no UTF-8, the bytes that are not as \\udc80 to \\udcff.
 
@@ -164,7 +170,6 @@ class CSV:
         self.columns = list(columns)
         self._text = io.StringIO()
         self._writer = csv.writer(self._text, lineterminator="\n")
-        self._careful = csv.writer(self._text, lineterminator="\n", quoting=csv.QUOTE_ALL)
         self.head = self._encoded([guarded(title) for title in self.columns])
 
     def line(self, row: Row) -> bytes:
@@ -173,40 +178,27 @@ class CSV:
 
     def read(self, file: BinaryIO, path: Path) -> Iterator[tuple[Row, bytes]]:
         """The rows that are whole, with their bytes. Raises `InputError` for other columns, and a damaged table."""
-        lines: list[bytes] = []  # of the row that is being read: a name may hold line ends
-
-        def texts() -> Iterator[str]:
-            for line in file:
-                lines.append(line)
-                yield line.decode("utf-8", "surrogateescape")
-
         titles: list[str] = []
-        try:
-            for cells in csv_rows(texts()):
-                content = b"".join(lines)
-                lines.clear()
-                if not content.endswith(b"\n"):
-                    return  # cut short
-                cells = [unguarded(cell) for cell in cells]
-                if not titles:
-                    titles = cells
-                    _check_columns(titles, self.columns, path)
-                elif len(cells) == len(titles):
-                    yield dict(zip(titles, cells, strict=True)), content
-                else:
-                    raise _damaged(path, content)
-        except csv.Error:
-            if file.read(1):
-                raise _damaged(path, b"".join(lines)) from None
-            # cut short between quotes
+        for line in file:
+            if not line.endswith(b"\n"):
+                return  # cut short
+            try:
+                cells = [unguarded(cell) for row in csv_rows([line.decode()]) for cell in row]
+            except (csv.Error, UnicodeError):
+                raise _damaged(path, line) from None
+            if not titles:
+                titles = cells
+                _check_columns(titles, self.columns, path)
+            elif len(cells) == len(titles):
+                yield dict(zip(titles, cells, strict=True)), line
+            else:
+                raise _damaged(path, line)
 
     def _encoded(self, cells: list[Any]) -> bytes:
-        # A carriage return ends a row for those who read it, but does not make the writer quote.
-        odd = any(isinstance(cell, str) and "\r" in cell for cell in cells)
         self._text.seek(0)
         self._text.truncate()
-        (self._careful if odd else self._writer).writerow(cells)
-        return self._text.getvalue().encode("utf-8", "surrogateescape")
+        self._writer.writerow(cells)
+        return self._text.getvalue().encode()
 
 
 class JSONLines:
@@ -219,7 +211,7 @@ class JSONLines:
 
     def line(self, row: Row) -> bytes:
         """A row as it is written."""
-        return plain(json.dumps(row, ensure_ascii=False)).encode() + b"\n"
+        return as_json(row).encode() + b"\n"
 
     def read(self, file: BinaryIO, path: Path) -> Iterator[tuple[Row, bytes]]:
         """The rows that are whole, with their bytes. Raises `InputError` for other columns, and a damaged table."""

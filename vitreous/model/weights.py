@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitreous.errors import InputError
+from vitreous.errors import InputError, first_line
 from vitreous.model.config import ModelConfig, split_stride
 from vitreous.model.formats import TABLE, Format, Tensors, recognise, translate
 from vitreous.model.position import Grid, resample, sinusoid
@@ -106,9 +106,9 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, EOFError, KeyError) as fault:
-        raise InputError(f"{path} cannot be read as weights alone: {_first_line(fault)}") from None
+        raise InputError(f"{path} cannot be read as weights alone: {first_line(fault)}") from None
     except Exception as fault:  # pickle.UnpicklingError and its kin: what the file asks for is not allowed
-        raise InputError(f"{path} holds more than weights, and is not opened: {_first_line(fault)}") from None
+        raise InputError(f"{path} holds more than weights, and is not opened: {first_line(fault)}") from None
     for name in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -178,10 +178,6 @@ def usual_heads(fields: dict[str, Any]) -> int:
         if all(getattr(config, name) == fields.get(name, getattr(default, name)) for name in names):
             return config.heads
     return max(1, fields["width"] // 64)
-
-
-def _first_line(fault: Exception) -> str:
-    return (str(fault).strip() or type(fault).__name__).splitlines()[0]
 
 
 def _lacking(named: Tensors) -> list[str]:

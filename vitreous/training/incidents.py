@@ -34,9 +34,9 @@ class Incidents:
         if self.mute or not self.path.exists():
             return
         try:
-            with open(self.path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            with open(self.path, encoding="utf-8", newline="") as file:
                 rows = list(islice(csv_rows(file, strict=False), 1, count + 1))
-        except csv.Error as fault:
+        except (csv.Error, UnicodeError) as fault:
             raise InputError(f"{self.path} is damaged ({fault}): move it away, and the run goes on") from None
         if rows:
             write_atomically(self.path, _text([COLUMNS, *rows]))
@@ -58,7 +58,7 @@ class Incidents:
         if self.mute:
             return
         numbers = [f"{number:.9g}" for number in vital] if vital else ["", "", ""]
-        names = [guarded("\n".join(some)) for some in (suspects, pictures)]
+        names = ["\n".join(map(guarded, some)) for some in (suspects, pictures)]
         row = [step, what, *numbers, "" if rate is None else f"{rate:.9g}", *names]
         with open(self.path, "ab") as file:
             file.write(_text([row] if file.tell() else [COLUMNS, row]))
@@ -91,4 +91,4 @@ def some(names: Sequence[str]) -> str:
 def _text(rows: Sequence[Sequence[object]]) -> bytes:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return text.getvalue().encode()

@@ -1,6 +1,5 @@
 """eval and predict: what a trained model answers."""
 
-import json
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from vitreous.data.sources import Source, open_pictures
 from vitreous.data.workers import DECODERS
 from vitreous.errors import SHOWN, InputError, visible
 from vitreous.infer.predictor import AnswerConfig, Prediction, Predictor, load
-from vitreous.infer.tables import Row, as_row, check_name, columns, keep_done, part_of, plain, write_rows
+from vitreous.infer.tables import Row, as_json, as_row, check_name, columns, keep_done, part_of, plain, write_rows
 from vitreous.training.distributed import current
 from vitreous.training.journal import Journal
 from vitreous.verbs.options import Data, Json, Pictures, Run
@@ -219,7 +218,7 @@ def _printed_as_json(rows: Iterable[Row]) -> Iterator[Row]:
     """The rows, printed as one list."""
     mark = "["
     for row in rows:
-        print(mark, plain(json.dumps(row, ensure_ascii=False)), flush=True)
+        print(mark, as_json(row), flush=True)
         mark = ","
         yield row
     print("]" if mark == "," else "[]")

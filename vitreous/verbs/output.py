@@ -1,10 +1,10 @@
 """What verbs print."""
 
-import json
 import os
 from typing import Any
 
 from vitreous.infer.predictor import Prediction
+from vitreous.infer.tables import as_json
 
 
 def speaks() -> bool:
@@ -14,7 +14,7 @@ def speaks() -> bool:
 
 def print_json(values: Any) -> None:
     """A line for machines, at once."""
-    print(json.dumps(values, ensure_ascii=False), flush=True)
+    print(as_json(values), flush=True)
 
 
 def answer_line(prediction: Prediction, top: int) -> str:
