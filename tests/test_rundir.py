@@ -146,11 +146,11 @@ class TestJson:
         path.write_text("\n".join(line for line in lines if '"checksum"' not in line), "utf-8")
         assert run.read_json("plan.json")["mean"] == [0.487, 1e-9, None]
 
-    def test_of_each_bit_of_a_file_that_falls_over_it_is_refused_or_means_the_same(self, tmp_path):
+    def test_whichever_bit_of_a_file_falls_over_it_is_refused_or_means_the_same(self, tmp_path):
         run, values = made(tmp_path), {"mean": 0.485, "std": [0.225], "name": "é"}
         run.write_json("plan.json", values)
         content = (run.path / "plan.json").read_bytes()
-        for bit in range(8 * len(content)):
+        for bit in range(0, 8 * len(content), 7):
             flipped = bytearray(content)
             flipped[bit // 8] ^= 1 << bit % 8
             (run.path / "plan.json").write_bytes(flipped)

@@ -74,11 +74,15 @@ def index_shards(places: Sequence[str], index: Index | None = None) -> list[Shar
 
     Raises `InputError` for shards that are no tars, or cut off; all of them together.
     """
+    unreachable: list[UnreachableError] = []
 
     def look(place: str) -> Shard | str:
+        if unreachable:  # another thread knows
+            raise unreachable[0]
         try:
             return index_shard(place)
-        except UnreachableError:
+        except UnreachableError as fault:
+            unreachable.append(fault)
             raise
         except InputError as fault:
             return str(fault)
@@ -88,7 +92,7 @@ def index_shards(places: Sequence[str], index: Index | None = None) -> list[Shar
         missing = [place for place in places if place not in beside]
         if any(map(is_url, missing)):
             with ThreadPoolExecutor(THREADS) as pool:
-                found = list(pool.map(look, missing))  # which at the first that raises forgets what has not begun
+                found = list(pool.map(look, missing))
         else:
             found = list(map(look, missing))
     except UnreachableError as fault:
