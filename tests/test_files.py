@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vitreous.cells import guarded, unguarded
 from vitreous.errors import InputError, visible
 from vitreous.fields import read_fields
-from vitreous.files import guarded, unguarded
 from vitreous.infer.tables import CSV
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import PRESETS

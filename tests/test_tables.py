@@ -9,9 +9,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from vitreous.cells import unguarded
 from vitreous.data.targets import Task
 from vitreous.errors import InputError, visible
-from vitreous.files import unguarded
 from vitreous.infer import tables
 from vitreous.infer.predictor import Prediction
 from vitreous.infer.tables import Row, as_row, check_name, columns, keep_done, part_of, plain, write_rows

@@ -28,8 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vitreous.cells import csv_rows, guarded, unguarded
 from vitreous.errors import InputError
-from vitreous.files import csv_rows, guarded, unguarded, write_atomically, write_whole
+from vitreous.files import write_atomically, write_whole
 from vitreous.locks import locked
 from vitreous.strict import Header, open_regular, read_json, read_safetensors, safetensors_header
 

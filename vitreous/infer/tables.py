@@ -16,9 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from vitreous.cells import csv_rows, guarded, unguarded
 from vitreous.data.targets import Task
 from vitreous.errors import HIDDEN, InputError
-from vitreous.files import csv_rows, guarded, unguarded, write_whole
+from vitreous.files import write_whole
 from vitreous.infer.predictor import Prediction
 
 CHUNK = 4096  # rows that Parquet groups

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vitreous.cells import csv_rows, guarded
 from vitreous.errors import InputError
-from vitreous.files import csv_rows, guarded, write_atomically
+from vitreous.files import write_atomically
 from vitreous.training.health import Vital
 
 COLUMNS = ("step", "what", "loss", "norm", "pixels", "rate", "suspects", "pictures")
