@@ -14,7 +14,6 @@ from vitreous.data.batches import Batch, seed_of
 from vitreous.model.encoder import draw_paths, set_paths
 from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import Checkpoint, RunDir
-from vitreous.training.distributed import ALONE, World
 from vitreous.training.health import WINDOW, Vital, all_finite, fault_of, loss_of_guessing, size_of
 from vitreous.training.interruption import Interruption
 from vitreous.training.lanes import Lanes, join_gradients, replicas
@@ -22,6 +21,7 @@ from vitreous.training.optim import make_average, make_criterion, make_optimizer
 from vitreous.training.parallel import average_gradients, divide, gathered, unless_last, whole
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
+from vitreous.training.world import ALONE, World
 
 
 @dataclass

@@ -11,7 +11,6 @@ from vitreous.data.batches import Batch, Order
 from vitreous.errors import InputError
 from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import RunDir
-from vitreous.training.distributed import ALONE, World
 from vitreous.training.health import Vital, diverged, suspects
 from vitreous.training.incidents import Incidents, StepError, blaming, some
 from vitreous.training.interruption import Interruption
@@ -21,6 +20,7 @@ from vitreous.training.measuring import HEADLINES, measure
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
 from vitreous.training.steps import next_batch, row_steps, training_batches
+from vitreous.training.world import ALONE, World
 
 PATIENCE = 5  # updates in a row that may be refused before training goes back to an earlier state
 LOOKS = 10  # times that a run of minutes is timed beside its rows of metrics

@@ -22,9 +22,9 @@ from vitreous.data.targets import Task, describe, infer_task
 from vitreous.errors import InputError
 from vitreous.model.config import ModelConfig
 from vitreous.rundir import RunDir, SplitRow
-from vitreous.training.distributed import World
 from vitreous.training.journal import Journal
 from vitreous.training.recipe import TrainConfig, choose_model, choose_threads, choose_validation
+from vitreous.training.world import World
 
 SHRINK_WORTH_A_WORD = 4.0
 CHANGED = "changed since the run began; these pictures are"

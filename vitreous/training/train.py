@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from vitreous.model.vit import VisionTransformer, build, count_macs, count_param
 from vitreous.model.weights import adapt, import_weights
 from vitreous.rundir import FORMAT, RunDir, discard, never_trained
 from vitreous.training import figures, gallery
-from vitreous.training.distributed import ALONE, World, joined, restarted
 from vitreous.training.incidents import StepError
 from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, clock
@@ -36,7 +34,10 @@ from vitreous.training.parallel import gathered
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
+from vitreous.training.shared_run import journal_in, run_in
 from vitreous.training.steps import training_batches
+from vitreous.training.torchrun import LostError, is_loss, joined, restarted, restarts_left
+from vitreous.training.world import ALONE, World
 
 
 def train(
@@ -66,14 +67,14 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
     Where torchrun has started them again, the run that they had begun goes on.
     """
     with joined() as world, Interruption() as interruption:
-        journal = world.journal(journal)
+        journal = journal_in(world, journal)
         if world.size > 1 and world.agree(lambda: _was_begun(config, out)):
             assert out is not None
             return _go_on(out, journal, None, config.shard, interruption, world)
         world.agree(lambda: RunDir.check_free(out if out is not None else Path("runs") / "new"))
         start = set_up(data, config, journal, world)
         path = world.agree(lambda: str(RunDir.create(out if out is not None else _name(str(data), start.job)).path))
-        run = world.run(path)
+        run = run_in(world, path)
         with ExitStack() as stack:
             stack.enter_context(run.held())
             try:
@@ -145,7 +146,7 @@ def resume_run(path: str | Path, journal: Journal, data: str | Path | None = Non
     torchrun divide the model from now on.
     """
     with joined() as world, Interruption() as interruption:
-        return _go_on(path, world.journal(journal), data, shard, interruption, world)
+        return _go_on(path, journal_in(world, journal), data, shard, interruption, world)
 
 
 def _go_on(
@@ -156,7 +157,7 @@ def _go_on(
     interruption: Interruption,
     world: World,
 ) -> Path:
-    run = world.run(world.agree(lambda: str(RunDir.open(path).path)))
+    run = run_in(world, world.agree(lambda: str(RunDir.open(path).path)))
     with run.held():
         run.clean()
         job, plan, model = _read_start(run, journal, data, shard, world)
@@ -210,7 +211,7 @@ def _was_begun(config: TrainConfig, out: str | Path | None) -> bool:
     step is removed. Raises `InputError` where torchrun may start it again and there is no `out`.
     """
     if out is None:
-        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        if restarts_left():
             raise InputError("torchrun --max-restarts: expected --out RUN too, the run that a restart goes on with")
         return False
     folder = Path(out)
@@ -237,15 +238,28 @@ def _fit_and_finish(
     """Training, and what follows it; where it is cut short, how to go on."""
     try:
         _finish(fit(job, plan, model, run, journal, interruption, world), job, plan, run, journal, world)
-    except (KeyboardInterrupt, SystemExit, StepError) as fault:
+    except BaseException as fault:
         if any(run.path.glob("last/step-*")):
-            then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
-            journal.say(f"{then}vitreous train --resume {run.path} goes on")
+            if is_loss(fault):
+                raise LostError(_after_a_loss(run.path)) from fault
+            if isinstance(fault, KeyboardInterrupt | SystemExit | StepError):
+                then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
+                journal.say(f"{then}vitreous train --resume {run.path} goes on")
         raise
     journal.say(f"run: {run.path}  (curves.png, confusion.png, batch.png, worst.png)")
     journal.say(f"next: vitreous predict {run.path} PICTURES…   or   vitreous eval {run.path} DATA")
     journal.say(f"to look inside: vitreous explain {run.path} PICTURES…   or   vitreous report {run.path}")
     return run.path
+
+
+def _after_a_loss(run: Path) -> str:
+    """What becomes of a run, one of whose processes has ended."""
+    if restarts_left():
+        return "torchrun starts all of them again, and the run goes on from its last checkpoint"
+    return (
+        f"to go on from the last checkpoint, start torchrun as before with: -m vitreous train --resume {run}\n"
+        "a run that is started with torchrun --max-restarts 3, and with --out, goes on by itself"
+    )
 
 
 def _finish(trained: nn.Module, job: Job, plan: Plan, run: RunDir, journal: Journal, world: World):

@@ -4,7 +4,7 @@ import tyro
 from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes
 
 from vitreous.errors import InputError
-from vitreous.training.distributed import joined
+from vitreous.training.torchrun import joined
 from vitreous.verbs import answers, data, deploy, models, pages, train
 from vitreous.verbs.output import speaks
 

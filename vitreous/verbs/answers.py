@@ -9,6 +9,8 @@ from vitreous.data.workers import DECODERS
 from vitreous.errors import SHOWN, InputError, visible
 from vitreous.infer.predictor import AnswerConfig
 from vitreous.training.journal import Journal
+from vitreous.training.shared_run import journal_in
+from vitreous.training.torchrun import current
 from vitreous.verbs.options import Data, Json, Pictures, Run
 from vitreous.verbs.output import answer_line, print_json, speaks
 
@@ -40,9 +42,8 @@ def evaluate(
     from vitreous.calibration import headline
     from vitreous.infer.evaluation import evaluate
     from vitreous.infer.predictor import load
-    from vitreous.training.distributed import current
 
-    journal = current().journal(Journal(stderr=json))
+    journal = journal_in(current(), Journal(stderr=json))
     DECODERS.warm()
     predictor = load(run, how)
     with journal.bar("evaluating", 1) as progress:
@@ -121,7 +122,6 @@ def predict(
     from vitreous.data.sources import open_pictures
     from vitreous.infer.predictor import load
     from vitreous.infer.tables import as_json, as_row, check_name, columns, keep_done, part_of, plain, write_rows
-    from vitreous.training.distributed import current
 
     if top < 1:
         raise InputError(f"--top {top}: expected 1 or more")
@@ -132,7 +132,7 @@ def predict(
     if not pictures:
         raise InputError("expected pictures, or folders of them")
     world = current()
-    journal = world.journal(Journal(stderr=json))
+    journal = journal_in(world, Journal(stderr=json))
     if out is not None and not skip_done and part_of(out).exists():
         journal.say(f"{part_of(out)}, of an interrupted predict, is begun anew; --skip-done would go on with it")
     DECODERS.warm()
