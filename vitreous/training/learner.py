@@ -80,7 +80,14 @@ class Learner:
             divide(model, world, self.device)
             divide(self.average.module, world, self.device)
         self.optimizers = make_optimizers(
-            model, plan.optimizer, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze, plan.precision
+            model,
+            plan.optimizer,
+            plan.lr,
+            plan.weight_decay,
+            plan.layer_decay,
+            plan.freeze,
+            plan.precision,
+            ALONE if self.divided else world,
         )
         self.lanes = Lanes(plan.threads, self.device, 1 if world.size > 1 else None, aside=True)
         joins = world.size > 1 and not self.divided

@@ -114,6 +114,20 @@ class World:
             for tensor in tensors.values():
                 torch.distributed.broadcast(tensor.detach(), 0)
 
+    def exchange(self, tensors: list[Tensor], owners: list[int]) -> list[Tensor]:
+        """Tensors, each from the process that owns it, in all; shapes and types are the same. What a process gives for
+        another's only has these.
+        """
+        found = list(tensors)
+        for rank in range(self.size):
+            if lot := [number for number, owner in enumerate(owners) if owner == rank]:
+                flat = torch.cat([tensors[number].flatten() for number in lot])
+                torch.distributed.broadcast(flat, rank)
+                parts = flat.split([tensors[number].numel() for number in lot])
+                for number, part in zip(lot, parts, strict=True):
+                    found[number] = part.view(tensors[number].shape)
+        return found
+
     def use(self, device: torch.device) -> torch.device:
         """The device, which of several GPUs is this process's own. Raises `InputError` where there are too few."""
         if self.size == 1 or device.type == "cpu":
