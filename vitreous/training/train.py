@@ -240,7 +240,7 @@ def _fit_and_finish(
         _finish(fit(job, plan, model, run, journal, interruption, world), job, plan, run, journal, world)
     except BaseException as fault:
         if any(run.path.glob("last/step-*")):
-            if is_loss(fault):
+            if world.size > 1 and is_loss(fault):
                 raise LostError(_after_a_loss(run.path)) from fault
             if isinstance(fault, KeyboardInterrupt | SystemExit | StepError):
                 then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
