@@ -20,10 +20,11 @@ from torch import nn
 
 from vitreous.cli import main
 from vitreous.errors import InputError
+from vitreous.leaving import SIGNALS
 from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint, RunDir, newest_step
 from vitreous.training import loop
-from vitreous.training.interruption import SIGNALS, Interruption
+from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, read_rows
 from vitreous.training.loop import fit
 from vitreous.training.prepare import Job

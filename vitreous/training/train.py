@@ -18,7 +18,7 @@ from vitreous.calibration import Calibration, headline, summarise
 from vitreous.data.batches import coarser
 from vitreous.data.places import title_of
 from vitreous.data.preprocess import InputSpec
-from vitreous.errors import InputError
+from vitreous.errors import InputError, ToldInterrupt
 from vitreous.files import write_whole
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
@@ -241,6 +241,8 @@ def _fit_and_finish(
         if any(run.path.glob("last/step-*")):
             then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
             journal.say(f"{then}vitreous train --resume {run.path} goes on")
+            if isinstance(fault, KeyboardInterrupt):
+                raise ToldInterrupt from None
         raise
     journal.say(f"run: {run.path}  (curves.png, confusion.png, batch.png, worst.png)")
     journal.say(f"next: vitreous predict {run.path} PICTURES…   or   vitreous eval {run.path} DATA")
