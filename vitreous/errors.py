@@ -35,7 +35,7 @@ class ToldInterrupt(KeyboardInterrupt):
 def counted(count: float, noun: str) -> str:
     """ "1 epoch", "2.5 epochs", "1,024 pictures", "2 classes"."""
     number = f"{int(count):,}" if count == int(count) else f"{count:g}"
-    return f"{number} {noun}" + ("" if count == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+    return f"{number} {noun}" + ("" if count == 1 else "es" if noun.endswith(("s", "x", "sh", "tch")) else "s")
 
 
 # Control characters but for the end of a line and the tabulator, and those that turn the direction of writing.
