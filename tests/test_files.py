@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vitreous.errors import InputError, visible
+from vitreous.errors import InputError, counted, visible
 from vitreous.fields import read_fields
 from vitreous.files import guarded, held, unguarded
 from vitreous.infer.tables import CSV
@@ -254,3 +254,20 @@ class TestHeld:
         for path in (tmp_path, tmp_path / "missing" / "log.txt"):
             with held(path) as first, held(path) as second:
                 assert (first, second) == (True, True)
+
+
+class TestCounted:
+    @pytest.mark.parametrize(
+        ("count", "noun", "expected"),
+        [
+            (1, "epoch", "1 epoch"),
+            (1.0, "epoch", "1 epoch"),
+            (0.5, "epoch", "0.5 epochs"),
+            (0, "shard", "0 shards"),
+            (1_024, "picture", "1,024 pictures"),
+            (2, "class", "2 classes"),
+            (3, "batch", "3 batches"),
+        ],
+    )
+    def test_one_is_singular_and_all_else_plural(self, count, noun, expected):
+        assert counted(count, noun) == expected

@@ -95,6 +95,7 @@ class Learner:
         self.interruption = interruption or Interruption()
         self.progress = Progress()
         self.whole = True  # not while an update is being made
+        self.told = plan.steps  # of the plan's steps, what the user heard last
         self.started = self.saved = time.perf_counter()
 
     def clock(self) -> float:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from vitreous.data.batches import Batch, Order
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import RunDir
 from vitreous.training.health import Vital, diverged, suspects
@@ -26,7 +26,7 @@ PATIENCE = 5  # updates in a row that may be refused before training goes back t
 LOOKS = 10  # times that a run of minutes is timed beside its rows of metrics
 RETREATS = 5  # times that it goes back, each at half the learning rate, before it gives up
 MOVED = 0.03  # share of the steps that are left, by which the end must move for a new plan
-SAID = 0.1  # share of the steps by which it must move to be said
+SAID = 0.1  # share of the steps that were told last, by which it must move to be told again
 LAST_RETIMED = 0.9  # share of a run after which its plan stays as it is
 
 
@@ -59,7 +59,7 @@ def fit(
     if checkpoint := run.newest(journal.say):
         learner.restore(checkpoint)
         if learner.progress.step >= plan.steps and not learner.progress.owed:
-            journal.say(f"all {plan.steps:,} steps of the plan were taken before: there is nothing left to train")
+            journal.say(f"all steps of the plan ({plan.steps:,}) were taken before: there is nothing left to train")
     else:
         run.save(learner.checkpoint())
     journal.settle(run.path, read_rows(run.path, learner.progress.step))
@@ -171,7 +171,8 @@ def retreat(learner: Learner, run: RunDir, journal: Journal, incidents: Incident
         advice = "try a lower --lr" + (", or --precision fp32" if learner.plan.precision == "bf16" else "")
         listed = f"; {incidents.path} lists the steps and their pictures" if at.incidents else ""
         raise InputError(
-            f"training does not stay finite, after {at.retreats} returns to an earlier state: {why}; {advice}{listed}; "
+            f"training does not stay finite, after {counted(at.retreats, 'return')} to an earlier state: {why}; "
+            f"{advice}{listed}; "
             f"the last good state is in {run.path / 'last'}"
         )
     learner.restore(checkpoint)
@@ -197,8 +198,9 @@ def keep_to_budget(learner: Learner, order: Order, since: Mark, row: bool, run: 
     if abs(new.steps - plan.steps) < MOVED * (plan.steps - at.step):
         return plan
     run.write_json("plan.json", new.to_json())
-    if abs(new.steps - plan.steps) > SAID * plan.steps:
-        journal.say(f"plan: {new.steps:,} steps, to keep to the time")
+    if abs(new.steps - learner.told) > SAID * learner.told:
+        learner.told = new.steps
+        journal.say(f"plan: {counted(new.steps, 'step')}, to keep to the time")
     return new
 
 

@@ -19,7 +19,7 @@ from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import assign_splits
 from vitreous.data.store import PixelStore, UndecodableError, open_store
 from vitreous.data.targets import Task, describe, infer_task
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.model.config import ModelConfig
 from vitreous.rundir import RunDir, SplitRow
 from vitreous.training.journal import Journal
@@ -103,11 +103,11 @@ def prepare(data: str, config: TrainConfig, journal: Journal, origin: Origin | N
     """
     source = open_source(data, target=config.target, path_column=config.path_column, group=config.group)
     if source.ignored:
-        journal.say(f"passed over {len(source.ignored):,} files that are no pictures: {_some(source.ignored)}")
+        journal.say(f"passed over {counted(len(source.ignored), 'file')}, no pictures: {_some(source.ignored)}")
     source, found = _examined(source, config, journal)
     task = infer_task(source.columns, config.task, source.names)
     encoded = task.encode(source.columns, source.names)
-    journal.say(f"{len(source):,} pictures; {describe(task, encoded)}")
+    journal.say(f"{counted(len(source), 'picture')}; {describe(task, encoded)}")
     splits = assign_splits(
         source.splits,
         encoded if task.kind == "classification" else None,

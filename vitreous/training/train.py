@@ -17,7 +17,7 @@ from vitreous.calibration import Calibration, headline, summarise
 from vitreous.data.batches import coarser
 from vitreous.data.places import title_of
 from vitreous.data.preprocess import InputSpec
-from vitreous.errors import InputError
+from vitreous.errors import InputError, ToldInterrupt, counted
 from vitreous.files import write_whole
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
@@ -33,7 +33,7 @@ from vitreous.training.measuring import HEADLINES, outputs_on
 from vitreous.training.parallel import gathered
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
-from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
+from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model, machine_threads
 from vitreous.training.shared_run import journal_in, run_in
 from vitreous.training.steps import training_batches
 from vitreous.training.torchrun import LostError, is_loss, joined, restarted, restarts_left
@@ -115,11 +115,13 @@ def set_up(data: str | Path, config: TrainConfig, journal: Journal, world: World
         fresh = adapt(model, origin.weights, origin.model)
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     began = time.perf_counter()
+    journal.say("measuring how fast this machine trains it …")
     plan = make_plan(job, config, model, device, world=world)
     if config.model == "auto" and config.init is None and plan.budget:
         larger = larger_model(job.model, plan.epochs)
         if larger != job.model:
             job, model = dataclasses.replace(job, model=larger), build(larger, config.seed)
+            journal.say("there is time for a larger model; measuring how fast that is …")
             plan = make_plan(job, config, model, device, time.perf_counter() - began, world)
     training_batches(job, plan, world=world)[0].check()
     _tell(model, job, plan, journal)
@@ -195,15 +197,13 @@ def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journ
         began, now = _processes(plan.ranks, plan.shard), _processes(world.size, plan.shard or shard)
         journal.say(f"not bit-exact: the run began with {began}, and goes on with {now}")
         return dataclasses.replace(plan, threads=choose_threads(config.threads), shard=plan.shard or shard)
-    if plan.threads > choose_threads(None):
-        journal.say(
-            f"not bit-exact: the run began with {plan.threads} threads, this machine has {choose_threads(None)}"
-        )
+    if plan.threads > (here := machine_threads()):
+        journal.say(f"not bit-exact: the run began with {counted(plan.threads, 'thread')}, this machine has {here}")
     return plan
 
 
 def _processes(count: int, shard: bool) -> str:
-    return f"{count} process{'es' if count > 1 else ''}{', which divide the model' if shard and count > 1 else ''}"
+    return f"{counted(count, 'process')}{', which divide the model' if shard and count > 1 else ''}"
 
 
 def _was_begun(config: TrainConfig, out: str | Path | None) -> bool:
@@ -245,6 +245,8 @@ def _fit_and_finish(
             if isinstance(fault, KeyboardInterrupt | SystemExit | StepError):
                 then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
                 journal.say(f"{then}vitreous train --resume {run.path} goes on")
+                if isinstance(fault, KeyboardInterrupt):
+                    raise ToldInterrupt from None
         raise
     journal.say(f"run: {run.path}  (curves.png, confusion.png, batch.png, worst.png)")
     journal.say(f"next: vitreous predict {run.path} PICTURES…   or   vitreous eval {run.path} DATA")
@@ -300,14 +302,16 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
     if not plan.augmentation.operations:
         del changes["magnitude"]
     shown = ", ".join(f"{name} {value:g}" for name, value in changes.items() if value)
-    journal.say(f"augmentation: {shown or 'none'} (--help says what each is)")
+    mirrored = "mirrored at random: --flip 0 where left and right differ; " if plan.augmentation.flip else ""
+    journal.say(f"augmentation: {shown or 'none'} ({mirrored}--help says what each is)")
     ch, cw = coarser(job.main_size, job.model.stride)
     divided = ", which divide the model" if plan.shard else ""
     processes = f" in each of {plan.ranks} processes{divided}" if plan.ranks > 1 else ""
     coarse = f", the first {plan.coarse_steps:,} at {ch}×{cw}" if plan.coarse_steps else ""
     journal.say(
-        f"plan: {plan.epochs:g} epochs, {plan.steps:,} steps of {plan.batch} pictures{coarse}, {plan.optimizer}, "
-        f"{plan.precision}, {plan.threads} threads{processes}, {plan.device}; about {clock(plan.seconds)}"
+        f"plan: {counted(plan.epochs, 'epoch')}, {counted(plan.steps, 'step')} of {counted(plan.batch, 'picture')}"
+        f"{coarse}, {plan.optimizer}, {plan.precision}, {counted(plan.threads, 'thread')}{processes}, {plan.device}; "
+        f"about {clock(plan.seconds)}"
     )
 
 

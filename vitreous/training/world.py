@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vitreous.errors import ElsewhereError, InputError
+from vitreous.errors import ElsewhereError, InputError, counted
 
 PATIENCE = timedelta(days=1)  # for what one process does for all, such as decoding the pictures
 T = TypeVar("T")
@@ -136,7 +136,7 @@ class World:
             raise InputError(f"--device {device.type}: several processes compute on the CPU or on CUDA's GPUs")
         if self.local_rank >= (found := torch.cuda.device_count()):
             raise InputError(
-                f"{found} GPUs on {socket.gethostname()}: expected torchrun --nproc-per-node {found} or less"
+                f"{counted(found, 'GPU')} on {socket.gethostname()}: expected torchrun --nproc-per-node {found} or less"
             )
         torch.cuda.set_device(self.local_rank)  # which "cuda" means from here on
         return torch.device("cuda")

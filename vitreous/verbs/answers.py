@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitreous.data.workers import DECODERS
-from vitreous.errors import SHOWN, InputError, visible
+from vitreous.errors import SHOWN, InputError, counted, visible
 from vitreous.infer.predictor import AnswerConfig
 from vitreous.training.journal import Journal
 from vitreous.training.shared_run import journal_in
@@ -185,7 +185,7 @@ def predict(
                 if part_of(out).exists():
                     journal.say(f"the rows so far are in {part_of(out)}; --skip-done goes on with them")
                 raise
-            journal.say(f"{len(source):,} rows {'added to' if skip_done else 'in'} {out}")
+            journal.say(f"{counted(len(source), 'row')} {'added to' if skip_done else 'in'} {out}")
     if bad:
         some = f"{bad:,} of {len(source):,} pictures could not be used:"
         more = f"  … and {bad - len(faults):,} more" if bad > len(faults) else ""
