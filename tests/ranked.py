@@ -1,8 +1,9 @@
-"""What tests/test_distributed.py compares: some steps of a tiny model, in one process or in each of torchrun's; and a
+"""What tests/test_torchrun.py compares: some steps of a tiny model, in one process or in each of torchrun's; and a
 run of which a process is killed.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -21,14 +22,16 @@ from vitreous.infer.evaluation import evaluate
 from vitreous.infer.predictor import load
 from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint, newest_step
-from vitreous.training.distributed import ALONE, World, joined, restarted
 from vitreous.training.journal import Journal
 from vitreous.training.learner import Learner, update
 from vitreous.training.measuring import outputs_on
+from vitreous.training.parallel import gathered
 from vitreous.training.prepare import Job, prepare, prepare_together
 from vitreous.training.recipe import Plan, TrainConfig
 from vitreous.training.steps import training_batches
+from vitreous.training.torchrun import joined, restarted
 from vitreous.training.train import start_run
+from vitreous.training.world import ALONE, World
 
 STEPS = 4
 CASES: dict[str, dict[str, Any]] = {  # of each: what differs from the plan
@@ -81,7 +84,10 @@ def learn(
         learner.progress.step = step + 1
         pictures.append(world.together(batch.numbers.tolist()))
     outputs, _ = outputs_on(learner.average.module, job, job.validation, plan, "fp32", world=world)
-    return {"losses": losses, "pictures": pictures, "outputs": outputs.tolist()}, learner.checkpoint()
+    own = hashlib.sha256(b"".join(t.numpy().tobytes() for t in gathered(learner.model.state_dict(), True).values()))
+    bits = world.together([own.hexdigest()])
+    found = {"losses": losses, "pictures": pictures, "outputs": outputs.tolist(), "bits": bits}
+    return found, learner.checkpoint()
 
 
 def state_at(path: Path, step: int) -> Checkpoint:
@@ -105,8 +111,7 @@ def compare(data: str, folder: Path) -> None:
             if world.first:
                 save_file(kept(state.tensors), folder / f"{name}.safetensors")
             start = state_at(folder / f"alone, {changes['optimizer']}.safetensors", STEPS)
-            if "muon" not in name:
-                found[f"{name}, resumed"], _ = learn(job, plan, world, start)
+            found[f"{name}, resumed"], _ = learn(job, plan, world, start)
         found["sums"] = [world.any(world.rank == 1), world.any(False), world.of_first(world.rank + 7.5)]
         found["turns"] = world.together([world.in_turn(lambda: world.local_rank)])
         if world.first:

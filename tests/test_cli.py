@@ -96,11 +96,15 @@ class TestHelp:
             package.trian  # noqa: B018
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_every_verb_has_one(self, call, name):
+    def test_every_verb_has_one_without_empty_defaults_that_tells_how_it_ends(self, call, name):
         code, out, err = call(name, "--help")
         assert (code, err) == (0, "")
         assert f"usage: vitreous {name}" in out
         assert "--json" in out
+        assert not re.search(r"\(default:[\s│]*(None|False|)\)", out)
+        ends = " ".join(out.split("Exit codes:")[1].split())
+        assert "143 after SIGTERM" in ends
+        assert re.search("a second (one|Ctrl-C)", ends, re.IGNORECASE)
 
     def test_of_train_explains_every_option(self, call):
         out = call("train", "--help")[1]
@@ -325,7 +329,19 @@ class TestRefusedData:
 
     def test_no_folder(self, refused, shapes):
         err = refused("train", shapes.with_name("shape"))
-        assert err == f"vitreous train: {shapes.with_name('shape')} does not exist. Near it: shapes.\n"
+        assert err.startswith(f"vitreous train: {shapes.with_name('shape')} does not exist. Near it: shapes.\nExpected")
+        assert all(word in err for word in ("class folders", "a table", ".npz", "shards", "digits", "URL", "hf://"))
+
+    @pytest.mark.parametrize(
+        "words", [("check",), ("train", "--epochs", "1"), ("eval", "run"), ("report", "run"), ("pack",)]
+    )
+    def test_a_pattern_that_the_shell_spelt_out(self, refused, tmp_path, words):
+        shards = [tmp_path / f"train-{number}.tar" for number in range(4)]
+        err = refused(*words, *shards)
+        more = 2 if words == ("pack",) else 3
+        assert f"vitreous {words[0]}: {more} words too many: {shards[-more]}" in err
+        assert "in quotes" in err
+        assert '"train-{000..099}.tar"' in err
 
     def test_one_class(self, refused, data):
         shutil.rmtree(data / "red")

@@ -150,7 +150,7 @@ class TestFastFindings:
         [
             (noise(9, 12, 12, 4), "p4: 4 channels of uint8"),
             (noise(9, 12, 12, 3, dtype="uint16"), "p4: 3 channels of uint16"),
-            (noise(9, 12, 12, dtype="uint16"), "p4: 1 channels of uint16"),
+            (noise(9, 12, 12, dtype="uint16"), "p4: 1 channel of uint16"),
             (noise(9, 12, 12, 3, dtype="float32"), "p4: 3 channels of float32"),
         ],
     )

@@ -148,7 +148,7 @@ def test_bad_pictures_are_named_and_left_out_where_that_is_asked_for(predictor, 
     options = {"methods": ["attention"], "skip_bad": True, "say": said.append}
     found = explain(predictor, [tmp_path / "a.png", shapes / "red" / "00.jpg"], **options)
     assert [picture.prediction.picture for picture in found.pictures] == [str(shapes / "red" / "00.jpg")]
-    assert "left out, 1 pictures" in said[0]
+    assert "left out, 1 picture that" in said[0]
     assert "a.png" in said[0]
     with pytest.raises(InputError, match="1 of 1 pictures cannot be used"):
         explain(predictor, tmp_path / "a.png", **options)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from vitreous.cells import guarded, unguarded
-from vitreous.errors import InputError, visible
+from vitreous.errors import InputError, counted, visible
 from vitreous.fields import read_fields
 from vitreous.infer.tables import CSV
 from vitreous.model.config import ModelConfig
@@ -219,3 +219,20 @@ class TestTerminal:
     def test_a_journal_shows_it_so_too(self, capsys: pytest.CaptureFixture[str]):
         Journal().say("bad: \x1b]0;evil\x07.png")
         assert capsys.readouterr().out == "bad: \\x1b]0;evil\\x07.png\n"
+
+
+class TestCounted:
+    @pytest.mark.parametrize(
+        ("count", "noun", "expected"),
+        [
+            (1, "epoch", "1 epoch"),
+            (1.0, "epoch", "1 epoch"),
+            (0.5, "epoch", "0.5 epochs"),
+            (0, "shard", "0 shards"),
+            (1_024, "picture", "1,024 pictures"),
+            (2, "class", "2 classes"),
+            (3, "batch", "3 batches"),
+        ],
+    )
+    def test_one_is_singular_and_all_else_plural(self, count, noun, expected):
+        assert counted(count, noun) == expected

@@ -20,10 +20,11 @@ from torch import nn
 
 from vitreous.cli import main
 from vitreous.errors import InputError
+from vitreous.leaving import SIGNALS
 from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint, RunDir, newest_step
 from vitreous.training import loop
-from vitreous.training.interruption import SIGNALS, Interruption
+from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, read_rows
 from vitreous.training.loop import fit
 from vitreous.training.prepare import Job
@@ -377,6 +378,14 @@ class TestTheCommand:
         assert (process.returncode, err) == (143, "")
         assert f"interrupted; vitreous train --resume {run} goes on" in out
         assert f"step {newest(run).step:,} is saved" in out
+
+    def test_ctrl_c_is_told_once(self, tmp_path, monkeypatch, capsys):
+        send_when(monkeypatch, "gradient", 2, signal.SIGINT)
+        data, run = make_arrays(tmp_path / "arrays.npz"), tmp_path / "run"
+        assert main(["train", str(data), "--out", str(run), *WORDS]) == 130
+        said = "".join(capsys.readouterr())
+        assert said.count("interrupted") == 1
+        assert f"step 1 is saved\ninterrupted; vitreous train --resume {run} goes on\n" in said
 
     def test_before_there_is_anything_to_save_ctrl_c_leaves_nothing_behind(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

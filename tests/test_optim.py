@@ -4,7 +4,16 @@ import pytest
 import torch
 from tiny_models import tiny_config, tiny_model
 
-from vitreous.training.optim import FROZEN, Muon, make_average, make_optimizers, orthogonal, restore_state, state_of
+from vitreous.training.optim import (
+    FROZEN,
+    Muon,
+    dealt,
+    make_average,
+    make_optimizers,
+    orthogonal,
+    restore_state,
+    state_of,
+)
 
 CONFIG = tiny_config("stem", conditional=True, pool="class")
 
@@ -126,6 +135,18 @@ class TestMuon:
         values = u.T @ found @ v.T
         torch.testing.assert_close(values, torch.diag(values.diagonal()), rtol=0, atol=1e-4)
         assert 0.6 < values.diagonal().min() <= values.diagonal().max() < 1.3
+
+
+class TestDealt:
+    def test_all_have_about_as_much_to_do_however_the_matrices_come(self):
+        block = [(576, 192), (192, 192), (768, 192), (192, 768)]
+        matrices = [torch.empty(shape) for shape in block * 3]
+        owners = dealt(matrices, 2)
+        loads = [sum(m.numel() for m, owner in zip(matrices, owners, strict=True) if owner == rank) for rank in (0, 1)]
+        assert min(loads) > 0.9 * max(loads)
+
+    def test_with_more_processes_than_matrices_some_have_none(self):
+        assert dealt([torch.empty(8, 4), torch.empty(4, 4)], 3) == [0, 1]
 
 
 class TestState:

@@ -10,7 +10,16 @@ import pytest
 from vitreous.data.augment import AugmentConfig
 from vitreous.data.batches import Order
 from vitreous.model.presets import PRESETS, preset
-from vitreous.training.recipe import LAST_ROWS, Pace, Plan, TrainConfig, choose_model, larger_model
+from vitreous.training.recipe import (
+    LAST_ROWS,
+    Pace,
+    Plan,
+    TrainConfig,
+    choose_model,
+    choose_threads,
+    larger_model,
+    machine_threads,
+)
 from vitreous.training.steps import row_steps
 
 
@@ -59,6 +68,28 @@ class TestLargerModel:
     def test_is_the_largest_that_still_sees_the_pictures_often_enough(self, name, passes, expected):
         small = preset(name, image_size=(32, 32), outputs=7, channels=1)
         assert larger_model(small, passes) == preset(expected, image_size=(32, 32), outputs=7, channels=1)
+
+
+class TestChooseThreads:
+    @pytest.mark.parametrize(
+        ("threads", "variable", "processes", "expected"),
+        [
+            (3, "1", "1", 3),
+            (None, "5", "1", 5),
+            (None, "1", "1", 1),
+            (None, "5", "2", 5),
+            (None, "1", "2", 0),  # torchrun says so where nobody else does
+            (None, "", "1", 0),
+            (None, "0", "1", 0),
+            (None, "4,2", "1", 0),
+        ],
+    )
+    def test_the_option_comes_before_the_variable_and_that_before_the_cores(
+        self, monkeypatch, threads, variable, processes, expected
+    ):
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert choose_threads(threads) == (expected or machine_threads())
 
 
 class TestRate:

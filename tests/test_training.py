@@ -258,6 +258,20 @@ class TestKeepToBudget:
         fit(job, plan, build(job.model, plan.seed), run, Journal(quiet=True))
         assert Plan.from_json(json_of(run.path, "plan.json")).steps > 8
 
+    def test_a_plan_is_told_again_where_it_is_a_tenth_away_from_what_was_told_last(self, small, tmp_path, capsys):
+        _, job, plan = small
+        changes = {"points": ((0, 0.0, 100),), "budget": 100.0, "pace": Pace(1.0, 1.0, 0.0), "coarse": 0.0}
+        plan = dataclasses.replace(plan, **changes)
+        learner, run, ends = learner_of(job, plan), RunDir.create(tmp_path / "run"), [100]
+        session = Session(learner, job, run, Journal(), Incidents(run.path))
+        order = training_batches(job, plan)[1]
+        for step, pace in ((20, 1.07), (30, 1.14), (40, 1.07), (50, 1.14)):
+            learner.progress.step, learner.progress.seconds = step, step * pace
+            learner.plan = keep_to_budget(session, order, Mark(0, 0.0), row=True)
+            ends.append(learner.plan.steps)
+        assert len(set(ends)) > 2
+        assert capsys.readouterr().out == f"plan: {learner.told} steps, to keep to the time\n"
+
     @pytest.mark.parametrize(
         ("step", "seconds", "changes"),
         [(20, 20.4, {}), (95, 190.0, {}), (20, 40.0, {"budget": 0.0}), (20, 40.0, {"points": ((20, 0.2, 100),)})],

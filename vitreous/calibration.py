@@ -8,7 +8,7 @@ import numpy as np
 
 from vitreous import metrics
 from vitreous.data.targets import Task
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.fields import read_fields
 
 COVERAGE = 0.9  # of the set of plausible classes, and of the interval of a number
@@ -86,18 +86,18 @@ def headline(task: Task, summary: dict[str, Any]) -> str:
         return (
             f"top-1 {summary['top1']:.1%} (95 %: {low:.1%} to {high:.1%}){top5}, "
             f"balanced {summary['balanced_accuracy']:.1%}, macro F1 {_number(summary['macro_f1'])}, "
-            f"calibration error {summary['ece']:.3f}, on {summary['n']:,} pictures"
+            f"calibration error {summary['ece']:.3f}, on {counted(summary['n'], 'picture')}"
         )
     if task.kind == "multilabel":
         return (
             f"mean average precision {_number(summary['map'])}, macro F1 {_number(summary['macro_f1'])}, "
-            f"all labels right {summary['exact_match']:.1%}, on {summary['n']:,} pictures"
+            f"all labels right {summary['exact_match']:.1%}, on {counted(summary['n'], 'picture')}"
         )
     parts = [
         f"{name}: R² {_number(one['r2'])}, MAE {one['mae']:.4g}{_unit(one)}, RMSE {one['rmse']:.4g}{_unit(one)}"
         for name, one in summary["targets"].items()
     ]
-    return f"{'; '.join(parts)}, on {summary['n']:,} pictures"
+    return f"{'; '.join(parts)}, on {counted(summary['n'], 'picture')}"
 
 
 def _one_mistake(task: Task, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -3,12 +3,9 @@
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
-from vitreous.errors import ElsewhereError, InputError, visible
-
-AFTER = 1.0  # seconds after an interruption that threads have to end
+from vitreous.errors import ElsewhereError, InputError, ToldInterrupt, visible
 
 
 @dataclass(frozen=True)
@@ -64,20 +61,18 @@ def entry() -> None:
     """The command: runs a verb and leaves with its exit code; after an interruption soon, whatever threads still do."""
     import signal
 
+    from vitreous.leaving import leave, watch
+
     signal.signal(signal.SIGTERM, _leave)
+    watch()
     try:
         code = main()
     except SystemExit as end:  # of tyro's help, or of a SIGTERM
         code = end.code
+    except KeyboardInterrupt:  # a second one, while the first was told
+        code = 130
     if isinstance(code, int) and code > 128:
-        import threading
-
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with suppress(OSError):  # who listened may be gone
-            sys.stdout.flush()
-        leave = threading.Timer(AFTER, os._exit, (code,))
-        leave.daemon = True
-        leave.start()
+        leave(code)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is tidied up
     sys.exit(code)
 
@@ -123,8 +118,8 @@ def _run(name: str, words: list[str]) -> int:
             return 1
         where = f"{fault.filename}: " if fault.filename else ""
         print(visible(f"vitreous {name}: {where}{fault.strerror or fault}"), file=sys.stderr)
-    except KeyboardInterrupt:
-        if verbs is None or verbs.speaks():
+    except KeyboardInterrupt as end:
+        if verbs is None or (verbs.speaks() and not isinstance(end, ToldInterrupt)):
             print(f"\nvitreous {name}: interrupted", file=sys.stderr)
         return 130
     return 2

@@ -28,6 +28,16 @@ def first_line(fault: Exception) -> str:
     return (str(fault).strip() or type(fault).__name__).splitlines()[0][:200].rstrip(".")
 
 
+class ToldInterrupt(KeyboardInterrupt):
+    """Ctrl-C, of which the user has been told, and what to do then."""
+
+
+def counted(count: float, noun: str) -> str:
+    """ "1 epoch", "2.5 epochs", "1,024 pictures", "2 classes"."""
+    number = f"{int(count):,}" if count == int(count) else f"{count:g}"
+    return f"{number} {noun}" + ("" if count == 1 else "es" if noun.endswith(("s", "x", "sh", "tch")) else "s")
+
+
 # Control characters but for the end of a line and the tabulator, and those that turn the direction of writing.
 HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 

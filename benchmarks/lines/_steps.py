@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from vitreous.model.vit import build
-from vitreous.training.distributed import joined
 from vitreous.training.journal import Journal
 from vitreous.training.learner import Learner, update
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import prepare, prepare_together
 from vitreous.training.recipe import TrainConfig, choose_threads
 from vitreous.training.steps import training_batches
+from vitreous.training.torchrun import joined
 
 WARM_UP = 3  # steps that are not timed
 

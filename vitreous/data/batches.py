@@ -15,7 +15,7 @@ from torch import Tensor
 from vitreous.data.augment import CELL, AugmentConfig, apply, draw
 from vitreous.data.preprocess import Size
 from vitreous.data.store import PixelStore, in_order
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def divide_rows(size: int, ranks: int, cell: int = 1) -> tuple[tuple[int, int], 
     if cells < ranks:
         mixed = f" (in cells of {cell}, within which mixup and cutmix pair pictures)" if cell > 1 else ""
         raise InputError(
-            f"a batch of {size} pictures is too small for {ranks} processes{mixed}: "
+            f"a batch of {counted(size, 'picture')} is too small for {ranks} processes{mixed}: "
             f"expected --batch {ranks * cell} or more, or fewer processes"
         )
     ends = [min(size, cells * rank // ranks * cell) for rank in range(ranks + 1)]

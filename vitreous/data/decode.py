@@ -446,8 +446,8 @@ def check_size(header: Header, max_pixels: int) -> None:
     if max(pixels, header.largest, pixels * size.channels // 4) > max_pixels:
         raise InputError(
             f"at most {max_pixels / 1e6:,.1f} megapixels (of up to 4 channels) were expected, but it says it has "
-            f"{max(pixels, header.largest) / 1e6:,.1f} of {size.channels}. Make it smaller; `train` and `check` also "
-            "take a larger --max-pixels."
+            f"{max(pixels, header.largest) / 1e6:,.1f} of {size.channels}. Make it smaller. `check` and `train` take "
+            "a larger --max-pixels, and what was trained so takes larger pictures."
         )
 
 

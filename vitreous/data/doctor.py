@@ -16,7 +16,7 @@ from vitreous.data.store import in_order, read_in_order, reader
 from vitreous.data.tables import Columns
 from vitreous.data.targets import infer_task
 from vitreous.data.workers import DECODERS
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 
 NEAR_BITS = 3  # bits of 64 by which the hashes of near duplicates may differ
 NEAR_OTHERS = 2000  # pictures of a bucket that one is compared with: those whose hashes follow
@@ -230,9 +230,9 @@ def _copies(source: Source, digests: Sequence[str]) -> list[Finding]:
 
 def _odd_ones(source: Source, found: Scan, kinds: Counter) -> list[str]:
     usual = kinds.most_common(1)[0][0]
-    lines = [f"{n:,} pictures with {c} channels of {d}" for (c, d), n in kinds.most_common()]
+    lines = [f"{counted(n, 'picture')} with {counted(c, 'channel')} of {d}" for (c, d), n in kinds.most_common()]
     odd = [(i, f) for i, f in enumerate(found.facts) if f and (f.channels, f.depth) != usual]
-    return lines + [f"{source.names[i]}: {f.channels} channels of {f.depth}" for i, f in odd]
+    return lines + [f"{source.names[i]}: {counted(f.channels, 'channel')} of {f.depth}" for i, f in odd]
 
 
 def _labels(source: Source) -> list[Finding]:

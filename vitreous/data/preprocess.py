@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitreous.data.decode import MAX_PIXELS, Facts, decoder_name, read_header, read_pixels
 from vitreous.data.workers import DECODERS
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.fields import broken_rules, read_fields
 
 if TYPE_CHECKING:  # the processes that decode do without
@@ -112,8 +112,8 @@ class InputSpec:
             ("sizes", 1 <= len(spec.sizes) <= MOST_SIZES, f"1 to {MOST_SIZES} of them"),
             ("sizes", all(min(size) >= 1 for size in spec.sizes), "numbers above 0"),
             ("sizes", all(h * w <= MOST_PIXELS for h, w in spec.sizes), f"at most {MOST_PIXELS:,} pixels"),
-            ("mean", len(spec.mean) == spec.channels, f"{spec.channels} numbers, one a channel"),
-            ("std", len(spec.std) == spec.channels, f"{spec.channels} numbers, one a channel"),
+            ("mean", len(spec.mean) == spec.channels, f"{counted(spec.channels, 'number')}, one a channel"),
+            ("std", len(spec.std) == spec.channels, f"{counted(spec.channels, 'number')}, one a channel"),
             ("std", all(number > 0 for number in spec.std), "numbers above 0"),
             ("max_pixels", spec.max_pixels >= 1, "1 or more"),
         )

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 
 MAX_SECONDS = 60.0  # that a file may take: generous, as the machine may be busy
 PATIENCE = 2  # times those, after which a child that does not end itself is ended
@@ -185,7 +185,9 @@ class Processes:
 
     def _why(self, gone: GoneError) -> str:
         if gone.late:
-            return f"it took longer than {gone.late:g} seconds to {self.verb}. Make it smaller, or leave it out."
+            return (
+                f"it took longer than {counted(gone.late, 'second')} to {self.verb}. Make it smaller, or leave it out."
+            )
         cause = signal.Signals(-gone.code).name if -gone.code in signal.valid_signals() else f"exit code {gone.code:#x}"
         memory = ", as when memory runs out" if cause == "SIGKILL" else ""
         return f"it took the {self.title} down, twice ({cause}{memory}). It is damaged or hostile: leave it out."

@@ -26,6 +26,8 @@ UNPACKED = 64.0  # how many times its size an .npz of pictures may unpack to
 _ARRAY_PICTURES = ("x", "images", "image", "pictures", "data")
 _ARRAY_SPLITS = {"train": ("train",), "validation": ("val", "valid", "validation", "dev"), "test": ("test",)}
 _ARRAY_LABELS = ("y", "labels", "label", "targets", "target")
+_EXPECTED = """Expected the path of a folder of class folders, a table (.csv, .tsv, .parquet), arrays (.npz), a .tar, or
+shards ("train-{000..099}.tar"); or the word digits, a URL, or hf://owner/name. Mend it, or the folder you are in."""
 _EXPECTED_ARRAYS = """Expected x_train and y_train (and x_val, y_val, x_test, y_test), or images and labels:
 pictures as (n, H, W) or, channels last, (n, H, W, C); labels as (n,) or (n, k)."""
 
@@ -113,7 +115,7 @@ def open_source(data: str | os.PathLike, columns: Columns = Columns()) -> Source
     elif str(data) == "digits":
         source = _open_digits()
     else:
-        raise InputError(_not_there(path))
+        raise InputError(f"{_not_there(path)}\n{_EXPECTED}")
     _refuse_unknown(source, data, columns)
     return source
 

@@ -10,7 +10,7 @@ import numpy as np
 from vitreous.data.sources import Source
 from vitreous.errors import InputError
 from vitreous.infer.pipeline import Answered
-from vitreous.training.distributed import World
+from vitreous.training.world import World
 
 
 def divided(

@@ -14,7 +14,7 @@ from vitreous.data.sources import Source, open_source
 from vitreous.data.store import in_order
 from vitreous.data.tables import Columns
 from vitreous.data.targets import Task
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.infer.card import DIGITS
 from vitreous.infer.predictor import Predictor
 
@@ -58,7 +58,8 @@ def evaluate(
     if not kept:
         raise InputError("no picture is left to score")
     if faults:
-        say(str(InputError.listing(f"left out, {len(faults):,} pictures that cannot be used:", list(faults.values()))))
+        title = f"left out, {counted(len(faults), 'picture')} that cannot be used:"
+        say(str(InputError.listing(title, list(faults.values()))))
     source, answers = source.only(kept), np.concatenate(chunks)[kept]
     targets = predictor.task.encode(source.columns, source.names)
     return Evaluation(predictor.task, summarise(predictor.task, answers, targets), answers, targets, source.names)

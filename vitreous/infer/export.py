@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.infer.agreement import Agreement
 from vitreous.infer.build import write_export
 from vitreous.infer.engines import PRECISIONS, TorchEngine
@@ -80,7 +80,7 @@ def export(
     try:
         say(f"making it{', smoothed and not' if precision == 'int8' else ''} …")
         write_export(predictor, temporary, precision, lambda: judge)
-        say(f"answering {len(judge.sample):,} pictures with it, in another process …")
+        say(f"answering {counted(len(judge.sample), 'picture')} with it, in another process …")
         answers, speed = _replayed(temporary, judge)
         agreement = judge.compared(answers)
         _refuse_worse(agreement, predictor, precision, known)

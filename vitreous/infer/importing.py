@@ -9,7 +9,7 @@ from vitreous.calibration import Calibration
 from vitreous.data.decode import decoder_name
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.targets import Task
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.model.weights import import_weights
 from vitreous.rundir import FORMAT, RunDir
 from vitreous.training.recipe import TrainConfig
@@ -42,7 +42,7 @@ def import_run(
         say(f"pixels: assumed mean {usual[0]} and deviation {usual[1]}; --mean and --std say otherwise")
     pixels = tuple(mean) or usual[0], tuple(std) or usual[1]
     if any(len(numbers) != config.channels for numbers in pixels):
-        raise InputError(f"mean and std: expected {config.channels} numbers each, one a channel")
+        raise InputError(f"mean and std: expected {counted(config.channels, 'number')} each, one a channel")
     if names and len(set(names)) != config.outputs:
         raise InputError(f"names: expected {config.outputs} different ones, one an output; got {len(set(names))}")
     task = Task("classification", tuple(names) or tuple(map(str, range(config.outputs))), column="class")

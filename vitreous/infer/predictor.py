@@ -33,8 +33,8 @@ from vitreous.infer.pipeline import Answered, outputs_in_order
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import VisionTransformer, count_macs
 from vitreous.rundir import RunDir
-from vitreous.training.distributed import current
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads
+from vitreous.training.torchrun import current
 
 Picture = str | os.PathLike | np.ndarray
 VIEWS = ("one", "flip", "shift")

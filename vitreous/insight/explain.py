@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vitreous.data.sources import open_pictures
 from vitreous.data.targets import Task
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.files import write_atomically
 from vitreous.infer.predictor import Picture, Prediction, Predictor, load
 from vitreous.insight.attribution import METHODS, Attribution
@@ -186,7 +186,7 @@ def explain(
         advice = "mend or remove them, or leave them out with --skip-bad"
         raise InputError.listing(title, faults, advice if usable else "")
     if faults:
-        say(str(InputError.listing(f"left out, {len(faults):,} pictures that cannot be used:", faults)))
+        say(str(InputError.listing(f"left out, {counted(len(faults), 'picture')} that cannot be used:", faults)))
     found = []
     for name, pixels in usable:
         found.append(explain_pixels(predictor, name, pixels, wanted, methods))

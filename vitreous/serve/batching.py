@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vitreous.data.workers import DECODERS
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.infer.predictor import Predictor
 from vitreous.serve.forms import Upload
 from vitreous.serve.metrics import Metrics
@@ -142,7 +142,7 @@ class Batcher:
     # On the event loop
 
     def _late(self) -> Refused:
-        return Refused(503, f"not begun within {self.settings.deadline:g} seconds", self.retry_after())
+        return Refused(503, f"not begun within {counted(self.settings.deadline, 'second')}", self.retry_after())
 
     def _expire(self, asked: Asked, jobs: Sequence[Job]) -> None:
         """Answers a request that is past its deadline, though no thread has come to its pictures yet."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.infer.predictor import Predictor, load
 from vitreous.insight.attribution import METHODS
 from vitreous.insight.explain import LINES, SHOWN, Explanation, beside_chance, explain_pixels, find_target
@@ -77,7 +77,8 @@ class Explainer:
             if gone():
                 raise Refused(499, "the client is gone")
             if start > due:
-                raise Refused(503, f"not begun within {self.settings.explain_deadline:g} seconds", self.seconds)
+                limit = counted(self.settings.explain_deadline, "second")
+                raise Refused(503, f"not begun within {limit}", self.seconds)
             try:
                 return work()
             except InputError as fault:

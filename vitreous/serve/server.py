@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from vitreous.infer.predictor import Predictor
+from vitreous.leaving import unhurried
 from vitreous.serve.app import Opening, create_app
 from vitreous.serve.batching import Batcher
 from vitreous.serve.connection import limited
@@ -141,5 +142,5 @@ def run(load: Callable[[], Predictor], settings: Settings, started: Started) -> 
         shown.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         for name in ("vitreous.serve", "uvicorn"):
             logging.getLogger(name).addHandler(shown)
-    with bind(settings) as listening:
+    with unhurried(), bind(settings) as listening:  # it answers what it has taken
         asyncio.run(Service(load, settings, listening, started).run())

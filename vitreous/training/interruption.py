@@ -7,8 +7,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-# SIGBREAK is what Windows has for a console that asks a process to end; nothing there ever sends SIGTERM.
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+from vitreous.leaving import SIGNALS, unhurried
 
 
 class Interruption:
@@ -45,7 +44,8 @@ class Interruption:
         """What must not be cut in two."""
         self._held += 1
         try:
-            yield
+            with unhurried():
+                yield
         finally:
             self._held -= 1
         if self._came and not self._held and not self.raised:

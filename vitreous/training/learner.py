@@ -14,7 +14,6 @@ from vitreous.data.batches import Batch, seed_of
 from vitreous.model.encoder import draw_paths, set_paths
 from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import Checkpoint, RunDir
-from vitreous.training.distributed import ALONE, World
 from vitreous.training.health import WINDOW, Vital, all_finite, fault_of, loss_of_guessing, size_of
 from vitreous.training.interruption import Interruption
 from vitreous.training.lanes import Lanes, join_gradients, replicas
@@ -22,6 +21,7 @@ from vitreous.training.optim import make_average, make_criterion, make_optimizer
 from vitreous.training.parallel import average_gradients, divide, gathered, unless_last, whole
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
+from vitreous.training.world import ALONE, World
 
 
 @dataclass
@@ -80,7 +80,14 @@ class Learner:
             divide(model, world, self.device)
             divide(self.average.module, world, self.device)
         self.optimizers = make_optimizers(
-            model, plan.optimizer, plan.lr, plan.weight_decay, plan.layer_decay, plan.freeze, plan.precision
+            model,
+            plan.optimizer,
+            plan.lr,
+            plan.weight_decay,
+            plan.layer_decay,
+            plan.freeze,
+            plan.precision,
+            ALONE if self.divided else world,
         )
         self.lanes = Lanes(plan.threads, self.device, 1 if world.size > 1 else None, aside=True)
         joins = world.size > 1 and not self.divided
@@ -88,6 +95,7 @@ class Learner:
         self.interruption = interruption or Interruption()
         self.progress = Progress()
         self.whole = True  # not while an update is being made
+        self.told = plan.steps  # of the plan's steps, what the user heard last
         self.started = self.saved = time.perf_counter()
 
     def clock(self) -> float:

@@ -8,10 +8,9 @@ from typing import NamedTuple
 from torch import nn
 
 from vitreous.data.batches import Batch, Order
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import RunDir
-from vitreous.training.distributed import ALONE, World
 from vitreous.training.health import Vital, diverged, suspects
 from vitreous.training.incidents import Incidents, StepError, blaming, some
 from vitreous.training.interruption import Interruption
@@ -21,12 +20,13 @@ from vitreous.training.measuring import HEADLINES, measure
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
 from vitreous.training.steps import next_batch, row_steps, training_batches
+from vitreous.training.world import ALONE, World
 
 PATIENCE = 5  # updates in a row that may be refused before training goes back to an earlier state
 LOOKS = 10  # times that a run of minutes is timed beside its rows of metrics
 RETREATS = 5  # times that it goes back, each at half the learning rate, before it gives up
 MOVED = 0.03  # share of the steps that are left, by which the end must move for a new plan
-SAID = 0.1  # share of the steps by which it must move to be said
+SAID = 0.1  # share of the steps that were told last, by which it must move to be told again
 LAST_RETIMED = 0.9  # share of a run after which its plan stays as it is
 
 
@@ -72,7 +72,7 @@ def fit(
     if checkpoint := run.newest(journal.say):
         learner.restore(checkpoint)
         if learner.progress.step >= plan.steps and not learner.progress.owed:
-            journal.say(f"all {plan.steps:,} steps of the plan were taken before: there is nothing left to train")
+            journal.say(f"all steps of the plan ({plan.steps:,}) were taken before: there is nothing left to train")
     else:
         run.save(learner.checkpoint())
     journal.settle(run.path, read_rows(run.path, learner.progress.step))
@@ -169,8 +169,8 @@ def retreat(session: Session) -> None:
         advice = "try a lower --lr" + (", or --precision fp32" if learner.plan.precision == "bf16" else "")
         listed = f"; {incidents.path} lists the steps and their pictures" if before.incidents else ""
         raise InputError(
-            f"training does not stay finite, after {before.retreats} returns to an earlier state: {why}; {advice}"
-            f"{listed}; the last good state is in {run.path / 'last'}"
+            f"training does not stay finite, after {counted(before.retreats, 'return')} to an earlier state: {why}; "
+            f"{advice}{listed}; the last good state is in {run.path / 'last'}"
         )
     learner.restore(checkpoint)
     back, scale = learner.progress, before.rate_scale / 2
@@ -195,8 +195,9 @@ def keep_to_budget(session: Session, order: Order, since: Mark, row: bool) -> Pl
     if abs(new.steps - plan.steps) < MOVED * (plan.steps - step):
         return plan
     session.run.write_json("plan.json", new.to_json())
-    if abs(new.steps - plan.steps) > SAID * plan.steps:
-        session.journal.say(f"plan: {new.steps:,} steps, to keep to the time")
+    if abs(new.steps - session.learner.told) > SAID * session.learner.told:
+        session.learner.told = new.steps
+        session.journal.say(f"plan: {counted(new.steps, 'step')}, to keep to the time")
     return new
 
 

@@ -14,6 +14,7 @@ from vitreous.data.targets import Task
 from vitreous.model.stem import Convolution
 from vitreous.model.vit import VisionTransformer
 from vitreous.training.parallel import divided_like
+from vitreous.training.world import ALONE, World
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -43,32 +44,58 @@ def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     return found.T if tall else found
 
 
+def dealt(matrices: Iterable[Tensor], count: int) -> list[int]:
+    """Which of so many processes makes each matrix orthogonal, so that all have about as much to do: the dearest are
+    given away first, each to the one that has least.
+    """
+    costs = [short**2 * (2 * long + short) for short, long in (sorted(matrix.shape) for matrix in matrices)]
+    owners, loads = [0] * len(costs), [0] * count
+    for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
+        owners[number] = loads.index(min(loads))
+        loads[owners[number]] += costs[number]
+    return owners
+
+
 class Muon(torch.optim.Muon):
     """PyTorch's Muon with the iteration in `dtype`. PyTorch's own is in bf16, which takes three times as long as fp32
     on a CPU without hardware for it.
+
+    The processes of `world`, which all have the same matrices and gradients, each make a share of the directions, and
+    bring them to all; the momentum is whole in each.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, dtype: torch.dtype):
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, dtype: torch.dtype, world: World = ALONE):
         super().__init__(groups, lr=lr)
-        self.dtype = dtype
+        self.dtype, self.world = dtype, world
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         """An update of all matrices that have a gradient."""
-        for group in self.param_groups:
-            rate, momentum = group["lr"], group["momentum"]
-            for matrix in group["params"]:
-                if matrix.grad is None:
-                    continue
-                state = self.state[matrix]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
-                mean = state["momentum_buffer"]
-                mean.lerp_(matrix.grad, 1 - momentum)
-                direction = orthogonal(matrix.grad.lerp(mean, momentum), self.dtype)
-                height, width = matrix.shape
-                matrix.mul_(1 - rate * group["weight_decay"])
-                matrix.add_(direction, alpha=-rate * math.sqrt(max(1, height / width)))
+        pairs = [(matrix, group) for group in self.param_groups for matrix in group["params"]]
+        pairs = [(matrix, group) for matrix, group in pairs if matrix.grad is not None]
+        owners = dealt([matrix for matrix, _ in pairs], self.world.size)
+        directions: Iterable[Tensor] = (
+            self._direction(matrix, group["momentum"], owner == self.world.rank)
+            for (matrix, group), owner in zip(pairs, owners, strict=True)
+        )
+        if self.world.size > 1:  # alone there is never more than one of them in memory
+            directions = self.world.exchange(list(directions), owners)
+        for (matrix, group), direction in zip(pairs, directions, strict=True):
+            rate, (height, width) = group["lr"], matrix.shape
+            matrix.mul_(1 - rate * group["weight_decay"])
+            matrix.add_(direction, alpha=-rate * math.sqrt(max(1, height / width)))
+
+    def _direction(self, matrix: Tensor, momentum: float, own: bool) -> Tensor:
+        """Which way a matrix goes, its momentum brought up to date; of another process's only the room for it."""
+        assert matrix.grad is not None
+        state = self.state[matrix]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+        mean = state["momentum_buffer"]
+        mean.lerp_(matrix.grad, 1 - momentum)
+        if not own:
+            return torch.empty_like(mean, dtype=self.dtype)
+        return orthogonal(matrix.grad.lerp(mean, momentum), self.dtype)
 
 
 def make_optimizers(
@@ -79,13 +106,14 @@ def make_optimizers(
     layer_decay: float = 1.0,
     freeze: str = "none",
     precision: str = "fp32",
+    world: World = ALONE,
 ) -> list[torch.optim.Optimizer]:
     """AdamW (1711.05101) for all, or with "muon" Muon (Keller Jordan, 2024) for the matrices between pixels and head
     and AdamW for the rest, at a fifth of the rate. Biases, norms, tokens and position tables do not decay.
 
     With `layer_decay` each block learns so many times slower than the one behind it, and the tokenizer slowest (BEiT,
     2106.08254): a group's rate is the step's times its "scale". What `freeze` names learns nothing. `precision` is that
-    of the run, fp32 or bf16, in which Muon makes its matrices orthogonal.
+    of the run, fp32 or bf16, in which Muon makes its matrices orthogonal; the processes of `world` share that.
     """
     weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | Convolution)}
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
@@ -105,7 +133,7 @@ def make_optimizers(
     if parts(False):
         made.append(torch.optim.AdamW(parts(False), lr=lr, betas=(0.9, 0.95), fused=True))
     if parts(True):
-        made.append(Muon(parts(True), lr, torch.bfloat16 if precision == "bf16" else torch.float32))
+        made.append(Muon(parts(True), lr, torch.bfloat16 if precision == "bf16" else torch.float32, world))
     return made
 
 

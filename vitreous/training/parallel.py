@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from vitreous.training.distributed import World
+from vitreous.training.world import World
 
 
 def divide(model: nn.Module, world: World, device: torch.device) -> None:

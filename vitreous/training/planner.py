@@ -11,7 +11,6 @@ import torch
 from vitreous.data.augment import AugmentConfig, resolve
 from vitreous.data.batches import Order, TrainingBatches
 from vitreous.model.vit import VisionTransformer
-from vitreous.training.distributed import ALONE, World
 from vitreous.training.learner import Learner, update
 from vitreous.training.measuring import outputs_on
 from vitreous.training.prepare import Job
@@ -29,6 +28,7 @@ from vitreous.training.recipe import (
     parse_save_every,
 )
 from vitreous.training.steps import training_batches
+from vitreous.training.world import ALONE, World
 
 SMALL = 64  # pixels a side up to which pictures are varied slightly
 OFTEN = 30  # passes over the pictures from which on they are varied more

@@ -19,12 +19,12 @@ from vitreous.data.sources import Source, open_source
 from vitreous.data.splits import assign_splits
 from vitreous.data.store import PixelStore, UndecodableError, open_store
 from vitreous.data.targets import Task, describe, infer_task
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.model.config import ModelConfig
 from vitreous.rundir import RunDir, SplitRow
-from vitreous.training.distributed import World
 from vitreous.training.journal import Journal
 from vitreous.training.recipe import TrainConfig, choose_model, choose_threads, choose_validation
+from vitreous.training.world import World
 
 SHRINK_WORTH_A_WORD = 4.0
 CHANGED = "changed since the run began; these pictures are"
@@ -103,11 +103,11 @@ def prepare(data: str, config: TrainConfig, journal: Journal, origin: Origin | N
     """
     source = open_source(data, config.columns)
     if source.ignored:
-        journal.say(f"passed over {len(source.ignored):,} files that are no pictures: {_some(source.ignored)}")
+        journal.say(f"passed over {counted(len(source.ignored), 'file')}, no pictures: {_some(source.ignored)}")
     source, found = _examined(source, config, journal)
     task = infer_task(source.columns, config.task, source.names)
     encoded = task.encode(source.columns, source.names)
-    journal.say(f"{len(source):,} pictures; {describe(task, encoded)}")
+    journal.say(f"{counted(len(source), 'picture')}; {describe(task, encoded)}")
     splits = assign_splits(
         source.splits,
         encoded if task.kind == "classification" else None,

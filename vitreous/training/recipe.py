@@ -50,7 +50,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The options of `train`. What is None or "auto" is chosen from the data, and written to the plan."""
+    """The options of `train`. What is left out, or auto, is chosen from the data, and written to the plan."""
 
     # What becomes of all that is left at auto: auto (a ViT with a convolutional stem, Muon: the best for small data),
     # patches (plain ones, with Muon), t2t (tokens-to-token, with Muon), paper (patches, AdamW and a cosine)
@@ -132,7 +132,8 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # auto: a GPU where there is one
     device: str = "auto"
-    # CPU threads of a process; default: all cores, which the processes of torchrun share
+    # CPU threads of a process; default: OMP_NUM_THREADS, where that is set, else all cores, which the processes of
+    # torchrun share
     threads: int | None = None
     # Threads that make batches ahead, 0: none; the result is the same
     workers: int | None = None
@@ -445,9 +446,17 @@ def choose_precision(precision: str, device: torch.device) -> str:
 
 
 def choose_threads(threads: int | None) -> int:
-    """The threads that were asked for, or one a core that this process may use: of torchrun's, each has its share."""
+    """The threads that were asked for, by the option or by OMP_NUM_THREADS, or those that suit the machine."""
+    asked, processes = os.environ.get("OMP_NUM_THREADS", ""), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     if threads:
         return threads
+    if asked.isdecimal() and int(asked) and not (asked == "1" and processes > 1):  # torchrun says 1 where nobody does
+        return int(asked)
+    return machine_threads()
+
+
+def machine_threads() -> int:
+    """One thread a core that this process may use; of torchrun's, each has its share."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 

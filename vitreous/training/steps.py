@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vitreous.data.batches import Batch, Order, TrainingBatches
-from vitreous.training.distributed import ALONE, World
 from vitreous.training.incidents import blaming
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
+from vitreous.training.world import ALONE, World
 
 
 def training_batches(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from vitreous.calibration import Calibration, headline, summarise
 from vitreous.data.batches import coarser
 from vitreous.data.places import title_of
 from vitreous.data.preprocess import InputSpec
-from vitreous.errors import InputError
+from vitreous.errors import InputError, ToldInterrupt, counted
 from vitreous.files import write_whole
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
@@ -26,7 +25,6 @@ from vitreous.model.vit import VisionTransformer, build, count_macs, count_param
 from vitreous.model.weights import adapt, import_weights
 from vitreous.rundir import FORMAT, RunDir, discard, never_trained
 from vitreous.training import figures, gallery
-from vitreous.training.distributed import ALONE, World, joined, restarted
 from vitreous.training.incidents import StepError
 from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, clock
@@ -35,8 +33,11 @@ from vitreous.training.measuring import HEADLINES, outputs_on
 from vitreous.training.parallel import gathered
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
-from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model
+from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model, machine_threads
+from vitreous.training.shared_run import journal_in, run_in
 from vitreous.training.steps import training_batches
+from vitreous.training.torchrun import LostError, is_loss, joined, restarted, restarts_left
+from vitreous.training.world import ALONE, World
 
 
 def train(
@@ -66,14 +67,14 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
     Where torchrun has started them again, the run that they had begun goes on.
     """
     with joined() as world, Interruption() as interruption:
-        journal = world.journal(journal)
+        journal = journal_in(world, journal)
         if world.size > 1 and world.agree(lambda: _was_begun(config, out)):
             assert out is not None
             return _go_on(out, journal, None, config.shard, interruption, world)
         world.agree(lambda: RunDir.check_free(out if out is not None else Path("runs") / "new"))
         start = set_up(data, config, journal, world)
         path = world.agree(lambda: str(RunDir.create(out if out is not None else _name(str(data), start.job)).path))
-        run = world.run(path)
+        run = run_in(world, path)
         with ExitStack() as stack:
             stack.enter_context(run.held())
             try:
@@ -113,11 +114,13 @@ def set_up(data: str | Path, config: TrainConfig, journal: Journal, world: World
         fresh = adapt(model, origin.weights, origin.model)
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
     began = time.perf_counter()
+    journal.say("measuring how fast this machine trains it …")
     plan = make_plan(job, config, model, device, world=world)
     if config.model == "auto" and config.init is None and plan.budget:
         larger = larger_model(job.model, plan.epochs)
         if larger != job.model:
             job, model = dataclasses.replace(job, model=larger), build(larger, config.seed)
+            journal.say("there is time for a larger model; measuring how fast that is …")
             plan = make_plan(job, config, model, device, time.perf_counter() - began, world)
     training_batches(job, plan, world=world)[0].check()
     _tell(model, job, plan, journal)
@@ -144,7 +147,7 @@ def resume_run(path: str | Path, journal: Journal, data: str | Path | None = Non
     torchrun divide the model from now on.
     """
     with joined() as world, Interruption() as interruption:
-        return _go_on(path, world.journal(journal), data, shard, interruption, world)
+        return _go_on(path, journal_in(world, journal), data, shard, interruption, world)
 
 
 def _go_on(
@@ -155,7 +158,7 @@ def _go_on(
     interruption: Interruption,
     world: World,
 ) -> Path:
-    run = world.run(world.agree(lambda: str(RunDir.open(path).path)))
+    run = run_in(world, world.agree(lambda: str(RunDir.open(path).path)))
     with run.held():
         run.clean()
         start = _read_start(run, journal, data, shard, world)
@@ -191,15 +194,13 @@ def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journ
         began, now = _processes(plan.ranks, plan.shard), _processes(world.size, plan.shard or shard)
         journal.say(f"not bit-exact: the run began with {began}, and goes on with {now}")
         return dataclasses.replace(plan, threads=choose_threads(config.threads), shard=plan.shard or shard)
-    if plan.threads > choose_threads(None):
-        journal.say(
-            f"not bit-exact: the run began with {plan.threads} threads, this machine has {choose_threads(None)}"
-        )
+    if plan.threads > (here := machine_threads()):
+        journal.say(f"not bit-exact: the run began with {counted(plan.threads, 'thread')}, this machine has {here}")
     return plan
 
 
 def _processes(count: int, shard: bool) -> str:
-    return f"{count} process{'es' if count > 1 else ''}{', which divide the model' if shard and count > 1 else ''}"
+    return f"{counted(count, 'process')}{', which divide the model' if shard and count > 1 else ''}"
 
 
 def _was_begun(config: TrainConfig, out: str | Path | None) -> bool:
@@ -207,7 +208,7 @@ def _was_begun(config: TrainConfig, out: str | Path | None) -> bool:
     step is removed. Raises `InputError` where torchrun may start it again and there is no `out`.
     """
     if out is None:
-        if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        if restarts_left():
             raise InputError("torchrun --max-restarts: expected --out RUN too, the run that a restart goes on with")
         return False
     folder = Path(out)
@@ -227,15 +228,30 @@ def _fit_and_finish(start: Start, run: RunDir, journal: Journal, interruption: I
     try:
         trained = fit(start.job, start.plan, start.model, run, journal, interruption, world)
         _finish(trained, start.job, start.plan, run, journal, world)
-    except (KeyboardInterrupt, SystemExit, StepError) as fault:
+    except BaseException as fault:
         if any(run.path.glob("last/step-*")):
-            then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
-            journal.say(f"{then}vitreous train --resume {run.path} goes on")
+            if world.size > 1 and is_loss(fault):
+                raise LostError(_after_a_loss(run.path)) from fault
+            if isinstance(fault, KeyboardInterrupt | SystemExit | StepError):
+                then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
+                journal.say(f"{then}vitreous train --resume {run.path} goes on")
+                if isinstance(fault, KeyboardInterrupt):
+                    raise ToldInterrupt from None
         raise
     journal.say(f"run: {run.path}  (curves.png, confusion.png, batch.png, worst.png)")
     journal.say(f"next: vitreous predict {run.path} PICTURES…   or   vitreous eval {run.path} DATA")
     journal.say(f"to look inside: vitreous explain {run.path} PICTURES…   or   vitreous report {run.path}")
     return run.path
+
+
+def _after_a_loss(run: Path) -> str:
+    """What becomes of a run, one of whose processes has ended."""
+    if restarts_left():
+        return "torchrun starts all of them again, and the run goes on from its last checkpoint"
+    return (
+        f"to go on from the last checkpoint, start torchrun as before with: -m vitreous train --resume {run}\n"
+        "a run that is started with torchrun --max-restarts 3, and with --out, goes on by itself"
+    )
 
 
 def _finish(trained: nn.Module, job: Job, plan: Plan, run: RunDir, journal: Journal, world: World):
@@ -276,14 +292,16 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
     if not plan.augmentation.operations:
         del changes["magnitude"]
     shown = ", ".join(f"{name} {value:g}" for name, value in changes.items() if value)
-    journal.say(f"augmentation: {shown or 'none'} (--help says what each is)")
+    mirrored = "mirrored at random: --flip 0 where left and right differ; " if plan.augmentation.flip else ""
+    journal.say(f"augmentation: {shown or 'none'} ({mirrored}--help says what each is)")
     ch, cw = coarser(job.main_size, job.model.stride)
     divided = ", which divide the model" if plan.shard else ""
     processes = f" in each of {plan.ranks} processes{divided}" if plan.ranks > 1 else ""
     coarse = f", the first {plan.coarse_steps:,} at {ch}×{cw}" if plan.coarse_steps else ""
     journal.say(
-        f"plan: {plan.epochs:g} epochs, {plan.steps:,} steps of {plan.batch} pictures{coarse}, {plan.optimizer}, "
-        f"{plan.precision}, {plan.threads} threads{processes}, {plan.device}; about {clock(plan.seconds)}"
+        f"plan: {counted(plan.epochs, 'epoch')}, {counted(plan.steps, 'step')} of {counted(plan.batch, 'picture')}"
+        f"{coarse}, {plan.optimizer}, {plan.precision}, {counted(plan.threads, 'thread')}{processes}, {plan.device}; "
+        f"about {clock(plan.seconds)}"
     )
 
 

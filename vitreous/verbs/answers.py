@@ -8,11 +8,12 @@ from typing import Any
 
 from vitreous.data.sources import Source, open_pictures
 from vitreous.data.workers import DECODERS
-from vitreous.errors import SHOWN, InputError, visible
+from vitreous.errors import SHOWN, InputError, counted, visible
 from vitreous.infer.predictor import AnswerConfig, Prediction, Predictor, load
 from vitreous.infer.tables import Row, as_json, as_row, check_name, columns, keep_done, part_of, plain, write_rows
-from vitreous.training.distributed import current
 from vitreous.training.journal import Journal
+from vitreous.training.shared_run import journal_in
+from vitreous.training.torchrun import current
 from vitreous.verbs.options import Data, Json, Pictures, Run
 from vitreous.verbs.output import answer_line, print_json, speaks
 
@@ -44,7 +45,7 @@ def evaluate(
     from vitreous.calibration import headline
     from vitreous.infer.evaluation import evaluate
 
-    journal = current().journal(Journal(stderr=json))
+    journal = journal_in(current(), Journal(stderr=json))
     DECODERS.warm()
     predictor = load(run, how)
     with journal.bar("evaluating", 1) as progress:
@@ -122,7 +123,7 @@ def predict(
     """
     _check_options(pictures, out, skip_done, top)
     world = current()
-    journal = world.journal(Journal(stderr=json))
+    journal = journal_in(world, Journal(stderr=json))
     if out is not None and not skip_done and part_of(out).exists():
         journal.say(f"{part_of(out)}, of an interrupted predict, is begun anew; --skip-done would go on with it")
     DECODERS.warm()
@@ -144,7 +145,7 @@ def predict(
                 pass
         else:
             _write(rows, out, predictor, top, skip_done, journal)
-            journal.say(f"{len(source):,} rows {'added to' if skip_done else 'in'} {out}")
+            journal.say(f"{counted(len(source), 'row')} {'added to' if skip_done else 'in'} {out}")
     unusable.check(len(source))
     return 0
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from vitreous.data.decode import MAX_PIXELS
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.training.journal import Journal
 from vitreous.verbs.options import Data, Json
 from vitreous.verbs.output import print_json
@@ -48,7 +48,7 @@ def check(
         for line in finding.details:
             journal.say(f"  {line}")
     verdict = "nothing that would make a training wrong" if found.ok else "mend the errors before you train"
-    journal.say(f"{found.pictures:,} pictures: {verdict}")
+    journal.say(f"{counted(found.pictures, 'picture')}: {verdict}")
     return 0 if found.ok else 1
 
 
@@ -98,6 +98,7 @@ def pack_data(
     if json:
         print_json(asdict(found))
     parts = ", ".join(f"{count:,} {split}" for split, count in found.splits.items())
-    journal.say(f"{found.pictures:,} pictures ({parts}) in {found.shards:,} shards, {found.bytes / 1e6:,.1f} MB: {out}")
+    packed = f"{counted(found.pictures, 'picture')} ({parts}) in {counted(found.shards, 'shard')}"
+    journal.say(f"{packed}, {found.bytes / 1e6:,.1f} MB: {out}")
     journal.say(f"next: vitreous train {out}")
     return 0

@@ -33,7 +33,7 @@ def train(
             and resumed ends with the same bits. Exits with 1 where it does not.
         report: When it is trained, write report.html into the run directory, as vitreous report does.
     """
-    from vitreous.training.distributed import current
+    from vitreous.training.torchrun import current
     from vitreous.training.train import resume_run, start_run
 
     journal = Journal(stderr=json)

@@ -13,6 +13,7 @@ import torch
 from vitreous.calibration import headline
 from vitreous.data.augment import AugmentConfig
 from vitreous.data.doctor import Finding
+from vitreous.errors import counted
 from vitreous.insight.page import escape
 from vitreous.insight.report import pieces as html
 from vitreous.insight.report.material import Material
@@ -108,7 +109,8 @@ def repeat(m: Material) -> str:
     told = {
         "Model": f"{name_of(model) or 'of its own kind'}: width {model.width}, depth {model.depth}, {model.heads} "
         f"heads, {gh}×{gw} tokens, {count_macs(model, height, width) / 1e9:.3g} GMACs a picture of {height}×{width}",
-        "Length": f"{plan.steps:,} updates of {plan.batch:,} pictures, {last['epoch']:.4g} epochs"
+        "Length": f"{counted(plan.steps, 'update')} of {counted(plan.batch, 'picture')}, "
+        + counted(round(last["epoch"], 2), "epoch")
         + (f", planned by timing for {lasting(plan.budget)}" if plan.budget else ""),
         "Optimizer": f"{plan.optimizer}, largest rate {plan.lr:.3g}, {plan.schedule} schedule after {plan.warmup:.0%} "
         f"warm-up, weight decay {plan.weight_decay:g}, gradient norm up to {plan.clip:g}",

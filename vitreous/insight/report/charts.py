@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vitreous.errors import counted
 from vitreous.insight.page import escape
 from vitreous.insight.report import pieces as html
 from vitreous.insight.report.pieces import Bounds, Text, course, percent, short
@@ -124,7 +125,7 @@ def curves(
         words = f"epoch {short(epochs[i])}: {', '.join(said) or 'unknown'}"
         marks.append(plot.bar("hover", start, end, plot.y_axis.high, words))
     words = "; ".join(f"{name} from {course(values, text)}" for name, (_, values) in series.items())
-    return plot.draw(f"{words}, over {short(epochs[-1])} epochs", *marks)
+    return plot.draw(f"{words}, over {counted(round(epochs[-1], 2), 'epoch')}", *marks)
 
 
 def histogram(edges: np.ndarray, counts: np.ndarray, x: Axis, share: str, words: str) -> str:

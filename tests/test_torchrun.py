@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from vitreous.errors import ElsewhereError, InputError
 from vitreous.model.vit import build
 from vitreous.rundir import RunDir
 from vitreous.training import train
-from vitreous.training.distributed import ALONE, World, _loss, joined
 from vitreous.training.journal import read_rows
 from vitreous.training.planner import make_plan
 from vitreous.training.recipe import TrainConfig
+from vitreous.training.torchrun import is_loss, joined
+from vitreous.training.world import ALONE, World
 from vitreous.verbs.output import speaks
 
 
@@ -98,7 +100,27 @@ class TestFailing:
         ],
     )
     def test_what_says_that_a_process_is_gone_is_told_from_other_faults(self, text, lost):
-        assert bool(_loss(RuntimeError(text))) == lost
+        assert is_loss(RuntimeError(text)) == lost
+
+    def test_a_loss_lies_behind_what_is_raised_because_of_it(self):
+        try:
+            try:
+                raise RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1")
+            except RuntimeError as fault:
+                raise InputError("step 3 failed") from fault
+        except InputError:
+            with pytest.raises(SystemExit) as raised:
+                sys.exit(143)
+        assert is_loss(raised.value)
+
+    @pytest.mark.parametrize(
+        ("restarts", "expected"),
+        [(0, "start torchrun as before with: -m vitreous train --resume runs/one"), (1, "starts all of them again")],
+    )
+    def test_where_a_process_is_gone_the_run_says_how_it_goes_on(self, monkeypatch, restarts, expected):
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(3 - restarts))
+        assert expected in train._after_a_loss(Path("runs/one"))
 
 
 class TestStartedAgain:
@@ -148,22 +170,26 @@ def compared(shapes, tmp_path_factory) -> tuple[dict[str, Any], dict[str, Any], 
         found, state = ranked.learn(job, own)
         path = folder / f"alone, {own.optimizer}.safetensors"
         save_file(ranked.kept(state.tensors), path)
-        alone[name] = alone[name.replace("whole", "divided")] = found
-        if name == "whole":
-            resumed, _ = ranked.learn(job, own, start=ranked.state_at(path, ranked.STEPS))
-            alone["whole, resumed"] = alone["divided, resumed"] = resumed
+        resumed, _ = ranked.learn(job, own, start=ranked.state_at(path, ranked.STEPS))
+        for case in (name, name.replace("whole", "divided")):
+            alone |= {case: found, f"{case}, resumed": resumed}
     _, said = Forked(ranked.launch, str(shapes), folder).communicate(2 * PATIENCE)
     assert (folder / "answers.json").exists(), said
     return alone, json.loads((folder / "found.json").read_text("utf-8")), folder, said
 
 
 class TestTwoProcesses:
-    @pytest.mark.parametrize("case", [*ranked.CASES, "whole, resumed", "divided, resumed"])
+    @pytest.mark.parametrize("case", [*ranked.CASES, *(f"{case}, resumed" for case in ranked.CASES)])
     def test_they_take_the_steps_of_one(self, compared, case):
         alone, found = compared[0][case], compared[1][case]
         assert found["pictures"] == alone["pictures"]
         np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-4)
         np.testing.assert_allclose(found["outputs"], alone["outputs"], atol=2e-3 if "muon" in case else 2e-4)
+
+    @pytest.mark.parametrize("case", ranked.CASES)
+    def test_their_weights_have_the_same_bits(self, compared, case):
+        first, second = compared[1][case]["bits"]
+        assert first == second
 
     @pytest.mark.parametrize("case", ranked.CASES)
     def test_their_state_is_written_as_that_of_one(self, compared, case):
@@ -180,6 +206,7 @@ class TestTwoProcesses:
 
     def test_where_one_fails_it_says_why_and_the_others_end(self, compared):
         assert compared[3].count("what the first process alone can know") == 1
+        assert "gloo" not in compared[3]  # process 1 was killed before
 
 
 class TestKilledAndStartedAgain:
