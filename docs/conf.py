@@ -26,6 +26,9 @@ def runs_on() -> str:
     return hashlib.sha256(code + os.environ.get("VITREOUS_DOCS_QUICK", "").encode()).hexdigest()[:12]
 
 
+# What several pages have from one training.
+os.environ["VITREOUS_DOCS_MADE"] = str(HERE / "_build" / "made" / runs_on())
+
 project = "Vitreous"
 author = "the authors of Vitreous"
 copyright = author

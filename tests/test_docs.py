@@ -1,10 +1,12 @@
-"""The built documentation in a real browser: nothing in it is broken, and a phone shows all of it.
+"""The built documentation in a real browser: nothing in it is broken, and a phone shows all of it. And its checklist.
 
 It is built here without running its notebooks, which takes long; `make docs` runs them, where one that fails fails the
 build, and names its site in VITREOUS_DOCS. What is not understood fails the build in both.
 """
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,6 +40,40 @@ def pages(site: Path) -> list[Path]:
     found = sorted(site.rglob("*.html"))
     assert {"index.html", "design.html"} <= {path.name for path in found}, f"{site} is no documentation"
     return found
+
+
+def test_what_the_checklist_names_is_there():
+    """Sections by their titles, which links to chapters are named after; pages, files, and names of the package."""
+    checklist = ROOT / "docs/tour/checklist.md"
+    text = checklist.read_text("utf-8")
+    links = re.findall(r"\[([^\]]+)\]\(([^)#:]+\.md)(?:#([^)]+))?\)", text)
+    assert len(links) > 40
+    faults = []
+    for words, file, anchor in links:
+        page = checklist.parent / file
+        if not page.is_file():
+            faults.append(f"{file} is not there")
+            continue
+        titles = re.findall(r"^##+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+        if anchor and anchor not in map(slug, titles):
+            faults.append(f"{file} has no section #{anchor}")
+        if (chapter := re.fullmatch(r"(\d), (.+)", words)) and not (
+            file.startswith(f"{chapter[1]}-") and slug(chapter[2]) == anchor
+        ):
+            faults.append(f"{words!r} leads to {file}#{anchor}")
+    for name in re.findall(r"\{py:\w+\}`([\w.]+)`", text):
+        module, _, thing = name.rpartition(".")
+        if not hasattr(importlib.import_module(module), thing):
+            faults.append(f"{name} is not there")
+    faults += [
+        f"{path} is not there" for path in re.findall(r"`(vitreous/[\w/]+\.py)`", text) if not (ROOT / path).is_file()
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def slug(title: str) -> str:
+    """The name that a section has in links."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 @pytest.fixture

@@ -11,19 +11,10 @@ from matplotlib.path import Path
 from numpy.typing import ArrayLike
 from showing import colour
 
+from vitreous.insight.figures import BOTH_WAYS, RAMP
+
 DUSK = LinearSegmentedColormap.from_list("dusk", ["#17122b", "#4a2f68", "#a0517a", "#ec8f6e", "#ffe9b8"])
 Point = tuple[float, float]
-
-
-def ramp() -> LinearSegmentedColormap:
-    """Clear at the lower end, blue at the upper."""
-    return LinearSegmentedColormap.from_list("ramp", ["#2a86c800", "#2a86c8"])
-
-
-def both_ways() -> LinearSegmentedColormap:
-    """Orange below the middle, blue above, clear in it."""
-    colours = [(0, "#e07018"), (0.5, "#e0701800"), (0.5, "#2a86c800"), (1, "#2a86c8")]
-    return LinearSegmentedColormap.from_list("both ways", colours)
 
 
 def ink() -> LinearSegmentedColormap:
@@ -59,14 +50,15 @@ def matrix(
 ) -> None:
     """A matrix (rows, columns) of cells of one size, from its upper left corner; its lengths are told beside it.
 
-    Blue is above zero, orange below, full at ±`most`: what one entry of fifty exceeds, if nothing else is said.
+    Orange is above zero, blue below, full at ±`most`: what one entry of fifty exceeds, if nothing else is said. Where
+    nothing is below zero, blue is above.
     """
     values = np.asarray(values)
+    colours, least = (BOTH_WAYS, -1) if values.min() < 0 else (RAMP, 0)
     most = most or float(np.quantile(np.abs(values), 0.98)) or 1.0
     (height, width), (x, y) = np.array(values.shape) * cell, corner
-    axes.imshow(
-        values, both_ways(), vmin=-most, vmax=most, extent=(x, x + width, y + height, y), interpolation="none", zorder=1
-    )
+    place = (x, x + width, y + height, y)
+    axes.imshow(values, colours, vmin=least * most, vmax=most, extent=place, interpolation="none", zorder=1)
     axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=colour(edge), linewidth=1, zorder=2))
     if title:
         axes.text(x + width / 2, y - 0.6, title, ha="center", va="bottom", weight="bold")

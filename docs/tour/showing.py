@@ -1,11 +1,12 @@
 """What the pages of the documentation show things with: figures in light and dark, animations, source code, commands.
 
 from showing import QUICK, animate, colour, show, source    # for the tour
-from showing import embed, run, scratch, serving    # for the how-tos
+from showing import embed, run, run_once, scratch, serving    # for the how-tos
 """
 
 import atexit
 import base64
+import hashlib
 import html
 import inspect
 import io
@@ -19,13 +20,14 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
 import matplotlib
 from cycler import cycler
+from filelock import FileLock
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
 from PIL import Image
@@ -155,6 +157,60 @@ def run(command: str, code: int = 0, most: int = 30) -> None:
     Raises:
         RuntimeError: it ended with another exit code than `code`.
     """
+    _terminal(command, _said(command, code), most)
+
+
+def run_once(command: str, most: int = 30) -> None:
+    """As `run`, but once for all pages of a build, whose folders must hold the same before it: each gets what it made.
+
+    That is copied from the folder in which it ran, which stays: a run knows where its pictures are.
+    """
+    if "VITREOUS_DOCS_MADE" not in os.environ:  # no build, but a notebook of its own
+        run(command, most=most)
+        return
+    here, kept = Path.cwd(), Path(os.environ["VITREOUS_DOCS_MADE"], hashlib.sha256(command.encode()).hexdigest()[:12])
+    told = kept / ".said.txt"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{kept}.lock"):
+        if not told.exists():
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(here, kept)
+            with chdir(kept):
+                told.write_text(_said(command), "utf-8")
+    shutil.copytree(kept, here, dirs_exist_ok=True)
+    _terminal(command, told.read_text("utf-8"), most)
+
+
+@contextmanager
+def serving(command: str) -> Iterator[None]:
+    """Runs a command that serves, until the block ends; shows it with the line by which it said that it is ready."""
+    words = [sys.executable, "-m", *shlex.split(command)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            lines = []
+            for line in process.stdout or ():
+                lines.append(line)
+                if line.startswith("http"):
+                    break
+            else:
+                raise RuntimeError(f"{command}\nended, and said:\n{''.join(lines)}")
+            _terminal(command, _at_home("".join(lines)), 30)
+            yield
+        finally:
+            process.terminate()
+
+
+def embed(page: str | Path, caption: str, height: int = 900) -> None:
+    """Shows a page that stands alone, in a frame of so many pixels, and a sentence under it."""
+    inner = html.escape(Path(page).read_text("utf-8"))
+    frame = (
+        f'<iframe srcdoc="{inner}" title="{html.escape(caption)}" loading="lazy" style="height: {height}px"></iframe>'
+    )
+    _display([frame], caption)
+
+
+def _said(command: str, code: int = 0) -> str:
+    """What a command says that ends with this exit code."""
     words = shlex.split(command)
     if words[0] == "vitreous":
         said = io.StringIO()
@@ -171,35 +227,12 @@ def run(command: str, code: int = 0, most: int = 30) -> None:
         ended, text = done.returncode, done.stdout + done.stderr
     if ended != code:
         raise RuntimeError(f"{command}\nended with exit code {ended}; expected {code}:\n{text}")
-    _terminal(command, text, most)
+    return _at_home(text)
 
 
-@contextmanager
-def serving(command: str) -> Iterator[None]:
-    """Runs a command that serves, until the block ends; shows it with the line by which it said that it is ready."""
-    words = [sys.executable, "-m", *shlex.split(command)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            lines = []
-            for line in process.stdout or ():
-                lines.append(line)
-                if line.startswith("http"):
-                    break
-            else:
-                raise RuntimeError(f"{command}\nended, and said:\n{''.join(lines)}")
-            _terminal(command, "".join(lines), 30)
-            yield
-        finally:
-            process.terminate()
-
-
-def embed(page: str | Path, caption: str, height: int = 900) -> None:
-    """Shows a page that stands alone, in a frame of so many pixels, and a sentence under it."""
-    inner = html.escape(Path(page).read_text("utf-8"))
-    frame = (
-        f'<iframe srcdoc="{inner}" title="{html.escape(caption)}" loading="lazy" style="height: {height}px"></iframe>'
-    )
-    _display([frame], caption)
+def _at_home(text: str) -> str:
+    """With ~ for this folder."""
+    return text.replace(f"{Path.cwd()}/", "~/")
 
 
 def _quick(words: list[str]) -> list[str]:
@@ -221,7 +254,7 @@ def _bare(command: str) -> str:
 
 
 def _terminal(command: str, said: str, most: int) -> None:
-    lines = said.replace(f"{Path.cwd()}/", "~/").rstrip().splitlines()
+    lines = said.rstrip().splitlines()
     if len(lines) > most:
         lines[most // 2 : -(most // 2)] = ["…"]
     text = "\n".join([f"$ {command}", *lines])

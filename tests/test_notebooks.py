@@ -1,0 +1,39 @@
+"""The code of every page of the documentation runs: at small sizes, in one process, without a notebook.
+
+`make docs` runs the pages at their own sizes, each in a kernel, and shows what comes of it.
+"""
+
+import re
+import socket
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from vitreous.model.presets import PRESETS
+
+DOCS = Path(__file__).parent.parent / "docs"
+CELL = re.compile(r"^```\{code-cell\} python3\n(?::[^\n]*\n)*(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if CELL.search(page.read_text("utf-8"))]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What several pages have from one training."""
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VITREOUS_DOCS_QUICK", "1")
+    monkeypatch.setenv("VITREOUS_DOCS_MADE", str(made))
+    monkeypatch.setenv("VITREOUS_CACHE", str(tmp_path / "cache"))  # set again by pages, and afterwards as it was
+    monkeypatch.syspath_prepend(DOCS / "tour")
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    names: dict[str, object] = {"__name__": "__main__"}
+    with patch.dict(PRESETS):  # pages add models of their own
+        for number, cell in enumerate(CELL.findall(page.read_text("utf-8")), 1):
+            exec(compile(cell.replace("8765", port), f"{page.name}, cell {number}", "exec"), names)
