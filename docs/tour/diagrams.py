@@ -63,9 +63,9 @@ def matrix(
     if title:
         axes.text(x + width / 2, y - 0.6, title, ha="center", va="bottom", weight="bold")
     if rows:
-        axes.text(x - 0.5, y + height / 2, rows, ha="right", va="center", color=colour("muted"), fontsize=9)
+        axes.text(x - 0.5, y + height / 2, rows, ha="right", va="center", color=colour("muted"), fontsize=10)
     if columns:
-        axes.text(x + width / 2, y + height + 0.5, columns, ha="center", va="top", color=colour("muted"), fontsize=9)
+        axes.text(x + width / 2, y + height + 0.5, columns, ha="center", va="top", color=colour("muted"), fontsize=10)
 
 
 def box(axes: Axes, middle: Point, text: str, size: Point = (8, 3), edge: str = "blue", fontsize: float = 9.5) -> None:
