@@ -176,7 +176,7 @@ def run_once(command: str, most: int = 30) -> None:
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(here, kept)
             with chdir(kept):
-                told.write_text(_said(command), "utf-8")
+                told.write_text(_said(command).replace(f"{here}/", "~/"), "utf-8")  # where the cache is
     shutil.copytree(kept, here, dirs_exist_ok=True)
     _terminal(command, told.read_text("utf-8"), most)
 
