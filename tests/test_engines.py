@@ -18,6 +18,7 @@ from tiny_models import tiny_config, tiny_model
 
 from vitreous.calibration import Calibration
 from vitreous.data.preprocess import InputSpec, Size
+from vitreous.data.tables import Columns
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.card import Card, Seen
@@ -93,7 +94,7 @@ def make_case(
     channels = model.config.channels
     mean, std = (0.4, 0.5, 0.6)[:channels], (0.3, 0.2, 0.25)[:channels]
     spec = InputSpec(channels, depth, sizes or (model.config.image_size,), mean, std)
-    card = Card(spec, task, Calibration(temperature=1.7), "fp32", True, {}, {"weights": kind}, Seen("00", "11"))
+    card = Card(spec, task, Calibration(temperature=1.7), "fp32", True, Columns(), {"weights": kind}, Seen("00", "11"))
     programs = export_graphs(model, spec, task, card.calibration)
     files = {format.engine: folder / f"fp32{format.suffix}" for format in FORMATS}
     for format in FORMATS:

@@ -17,6 +17,7 @@ from making import make_shapes, tree
 
 import vitreous
 from vitreous.cli import main
+from vitreous.data.tables import Columns
 from vitreous.errors import InputError
 from vitreous.infer import build as building
 from vitreous.infer.build import write_export
@@ -192,7 +193,7 @@ class TestBelowTheBar:
         spec, task, calibration = predictor.spec, predictor.task, predictor.calibration
         wrong = type(calibration)(temperature=2 * calibration.temperature)
         graphs = {size: to_openvino(one) for size, one in export_graphs(predictor.model, spec, task, wrong).items()}
-        write_openvino(tmp_path / "x.zip", graphs, Card(spec, task, calibration, "fp32", True, {}, {}, Seen()))
+        write_openvino(tmp_path / "x.zip", graphs, Card(spec, task, calibration, "fp32", True, Columns(), {}, Seen()))
         pixels = np.random.default_rng(0).integers(0, 256, (3, *spec.sizes[0], 3)).astype(np.uint8)
         np.savez(tmp_path / "asked.npz", pixels)
         words = ["-m", "vitreous.infer.export", tmp_path / "x.zip", tmp_path / "asked.npz", tmp_path / "found.npz"]
