@@ -175,7 +175,7 @@ def main(*_):
 
     def test_a_picture_that_hangs_even_with_pythons_lock_is_named(self):
         impatient = Decoders(seconds=1.0, program=PROGRAM)
-        assert "took longer than 1 seconds to decode" in fault_of(impatient, b"HANG")
+        assert "took longer than 1 second to decode" in fault_of(impatient, b"HANG")
         assert impatient.pids == []
 
     @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="no bound on memory there")
