@@ -137,7 +137,7 @@ class TestKilledAndResumed:
 
     def test_a_run_of_minutes_gives_the_bits_of_its_plan_which_is_written_before_it_is_used(self, shapes, tmp_path):
         run, whole = tmp_path / "killed", tmp_path / "whole"
-        words = ("--minutes", "0.1", "--batch", "16", "--save-every", "3", *LONG_WORDS[:6])
+        words = ("--minutes", "0.1", "--batch", "4", "--save-every", "3", *LONG_WORDS[:6])
         kill_when(("train", shapes, "--out", run, *words), lambda: half_done(run, 3))
         assert_unfinished(run)
         first = json_of(run, "plan.json")
