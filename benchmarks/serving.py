@@ -69,6 +69,8 @@ class Client:
         """Sends a picture; a connection that is broken or refused is a reply of status 0."""
         start = time.perf_counter()
         try:
+            if self.streams is not None and self.streams[0].at_eof():  # idle for so long that the server hung up
+                self.close()
             if self.streams is None:
                 self.streams = await asyncio.open_connection("127.0.0.1", self.port)
             reader, writer = self.streams
