@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -64,6 +65,40 @@ def stubborn() -> None:
     cli.entry()
 
 
+def obliging() -> None:
+    """A command that ends in order once it is told to, and leaves such a thing behind."""
+
+    def serve(arguments: object = None) -> int:
+        came = threading.Event()
+        sys.stubborn = Stubborn()  # pyright: ignore[reportAttributeAccessIssue]
+        signal.signal(signal.SIGINT, lambda number, frame: came.set())
+        print("begun", flush=True)
+        while not came.wait(0.05):
+            pass
+        time.sleep(0.1)
+        return 0
+
+    cli.main = serve
+    cli.entry()
+
+
+def tidy() -> None:
+    """A command that has something to tidy up."""
+
+    def work(arguments: object = None) -> int:
+        try:
+            print("begun", flush=True)
+            time.sleep(SOON)
+        finally:
+            print("tidying", flush=True)
+            time.sleep(0.5)
+            print("tidied", flush=True)
+        return 0
+
+    cli.main = work
+    cli.entry()
+
+
 def ended(process: Forked) -> tuple[int, str]:
     said, _ = process.communicate(timeout=SOON)
     return process.returncode, said
@@ -91,6 +126,21 @@ class TestLeaving:
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
         assert ended(process) == (0, "saved\n")
+
+    def test_what_ends_in_order_once_it_is_told_to_keeps_its_exit_code(self):
+        process = Forked(obliging)
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (0, "")
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_sigterm_that_follows_does_not_cut_tidying_short(self, number, code):
+        process = Forked(tidy)
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "tidying\n"
+        process.send_signal(signal.SIGTERM)
+        assert ended(process) == (code, "tidied\n")
 
     def test_an_interrupted_process_is_not_taken_apart(self):
         assert ended(Forked(stubborn)) == (130, "interrupted\n")

@@ -18,7 +18,7 @@ from vitreous.data import packing
 from vitreous.data.decode import decode
 from vitreous.data.doctor import check_data, scan
 from vitreous.data.index import INDEX
-from vitreous.data.packing import pack, parse_size
+from vitreous.data.packing import pack, parse_bytes
 from vitreous.data.sources import Source, open_pictures, open_source
 from vitreous.data.tables import Columns
 from vitreous.errors import InputError
@@ -181,13 +181,13 @@ def test_shards_are_filled_up_to_their_size(folder, tmp_path):
     ("text", "size"), [("1GB", 10**9), ("1.5 MB", 1_500_000), ("64MiB", 1 << 26), ("700", 700), ("2g", 2 * 10**9)]
 )
 def test_sizes_are_read(text, size):
-    assert parse_size(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "big", "-1GB", "0", "1 XB", "1e9"])
 def test_other_sizes_are_refused(text):
     with pytest.raises(InputError, match="expected the size of a shard"):
-        parse_size(text)
+        parse_bytes(text)
 
 
 class TestFaults:

@@ -18,7 +18,7 @@ from vitreous.data.processes import HEAD
 from vitreous.data.sources import Source, open_pictures
 from vitreous.data.store import UndecodableError, open_store, reader
 from vitreous.data.workers import Decoders
-from vitreous.errors import InputError
+from vitreous.errors import InputError, StartError
 
 SPEC = InputSpec(3, "uint8", ((8, 12), (12, 8)))
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -209,18 +209,26 @@ def main(*_):
         said = f"import os, sys\ndef main(*_): os.write(1, b'!' + {nonsense!r} + b'?' * 99); os._exit(5)\n"
         assert "took the decoder down" in fault_of(Decoders(program=f"exec({said!r})"), b"x")
 
+    def test_one_that_goes_on_after_that_is_not_said_to_have_lacked_memory(self):
+        said = "import os, time\ndef main(*_): os.write(1, b'!' + b'?' * 99); time.sleep(1000)\n"
+        told = fault_of(Decoders(program=f"exec({said!r})"), b"x")
+        assert "took the decoder down, twice (what it sent made no sense)" in told
+
     def test_a_process_that_ends_as_if_all_were_well_is_not_asked_for_ever(self):
         said = "import os\ndef main(*_): os.write(1, b'!'); os.read(0, 1); os._exit(0)\n"
         assert "took the decoder down" in fault_of(Decoders(program=f"exec({said!r})"), b"x")
 
-    def test_where_none_can_be_started_it_is_said_and_no_picture_is_blamed(self, monkeypatch, capfd):
+    def test_where_none_can_be_started_it_is_said_and_no_picture_is_blamed(self, monkeypatch, capfd, tmp_path):
         monkeypatch.setattr(preprocess, "DECODERS", Decoders(program="raise SystemExit('no numpy here')"))
         source = Source("x", "here", ("a.jpg",), {}, np.full(1, ""), None, [b"x"].__getitem__)
-        with pytest.raises(ChildProcessError, match="could not be started"):
+        with pytest.raises(StartError, match="could not be started"):
             reader(source, SPEC, Exception)([0])
+        monkeypatch.setattr(packing, "DECODERS", preprocess.DECODERS)
+        with pytest.raises(StartError, match="could not be started"):
+            packing.pack(source, tmp_path / "out", size=1)
         assert "no numpy here" in capfd.readouterr().err
         monkeypatch.setattr(sys, "frozen", True, raising=False)
-        with pytest.raises(ChildProcessError, match="expected a Python"):
+        with pytest.raises(StartError, match="expected a Python"):
             Decoders().read(SPEC, b"x", "a")
 
     def test_what_asks_goes_on_with_the_other_pictures(self, frail, monkeypatch, tmp_path):

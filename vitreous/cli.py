@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vitreous.errors import ElsewhereError, InputError, ToldInterrupt, visible
+from vitreous.errors import ElsewhereError, InputError, StartError, ToldInterrupt, said_of, visible
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ shards, WebDataset's .tar or .parquet with the pictures in it: a folder of them,
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 0, 1 where what was checked has errors, 2 for input that does not fit, 130
-    after Ctrl-C. A SIGTERM in a training leaves by `SystemExit`, with 143.
+    after Ctrl-C. A SIGTERM leaves by `SystemExit`, with 143. `serve` ends with 0 after either.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
@@ -61,9 +61,11 @@ def entry() -> None:
     """The command: runs a verb and leaves with its exit code; after an interruption soon, whatever threads still do."""
     import signal
 
-    from vitreous.leaving import leave, watch
+    from vitreous.leaving import leave, told, watch
 
-    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     watch()
     try:
         code = main()
@@ -71,14 +73,20 @@ def entry() -> None:
         code = end.code
     except KeyboardInterrupt:  # a second one, while the first was told
         code = 130
-    if isinstance(code, int) and code > 128:
+    if isinstance(code, int) and (told() or code > 128):
         leave(code)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is tidied up
+    if signal.getsignal(signal.SIGTERM) is _end:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # all is tidied up
     sys.exit(code)
 
 
-def _leave(number: int, frame: object) -> None:
-    """Ends as Ctrl-C does, so that what was begun is tidied up."""
+def _end(number: int, frame: object) -> None:
+    """Ends as Ctrl-C does, so that what was begun is tidied up. A SIGTERM after that changes nothing."""
+    import signal
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     sys.exit(128 + number)
 
 
@@ -110,14 +118,13 @@ def _run(name: str, words: list[str]) -> int:
         return verbs.run(name, words)
     except ElsewhereError:  # of the processes of torchrun the one that failed first says why
         return 2
-    except InputError as fault:
+    except (InputError, StartError) as fault:
         print(visible(f"vitreous {name}: {fault}"), file=sys.stderr)
     except OSError as fault:  # a full disk, a folder that may not be written
         if isinstance(fault, BrokenPipeError):  # `vitreous predict … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        where = f"{fault.filename}: " if fault.filename else ""
-        print(visible(f"vitreous {name}: {where}{fault.strerror or fault}"), file=sys.stderr)
+        print(visible(f"vitreous {name}: {said_of(fault)}"), file=sys.stderr)
     except KeyboardInterrupt as end:
         if verbs is None or (verbs.speaks() and not isinstance(end, ToldInterrupt)):
             print(f"\nvitreous {name}: interrupted", file=sys.stderr)

@@ -19,6 +19,10 @@ class InputError(ValueError):
         return cls("\n".join([*lines, advice] if advice else lines))
 
 
+class StartError(Exception):
+    """A process that the work needs cannot be started: no file's fault, and no other file can do without it."""
+
+
 class ElsewhereError(Exception):
     """Another process of the same run has failed, and said why."""
 
@@ -26,6 +30,12 @@ class ElsewhereError(Exception):
 def first_line(fault: Exception) -> str:
     """What a library says of a fault, as far as it fits into a sentence of ours."""
     return (str(fault).strip() or type(fault).__name__).splitlines()[0][:200].rstrip(".")
+
+
+def said_of(fault: OSError) -> str:
+    """What the system says of a file or folder, in a line."""
+    where = f"{fault.filename}: " if fault.filename else ""
+    return f"{where}{fault.strerror or fault}"
 
 
 class ToldInterrupt(KeyboardInterrupt):

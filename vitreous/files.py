@@ -29,7 +29,9 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     except BrokenPipeError:  # of the standard output, where `write` also prints
         raise
     except (SafetensorError, OSError) as fault:  # a full disk; few of these name the file
-        raise OSError(f"{target} cannot be written: {getattr(fault, 'strerror', None) or fault}") from fault
+        error = OSError(f"{target} cannot be written: {getattr(fault, 'strerror', None) or fault}")
+        error.errno = getattr(fault, "errno", None)
+        raise error from fault
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

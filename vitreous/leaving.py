@@ -20,6 +20,7 @@ MOST = 8.0  # seconds from the first signal on, but for what is `unhurried`
 AFTER = 1.0  # seconds after that, to tidy up
 AGAIN = 0.5  # the same after a second Ctrl-C
 _unhurried: list[None] = []  # one for each `with` that is open
+_told = threading.Event()
 
 
 def watch() -> None:
@@ -29,6 +30,11 @@ def watch() -> None:
         os.set_blocking(tells, False)
     signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(hears,), name="leaving", daemon=True).start()
+
+
+def told() -> bool:
+    """Whether a signal came, since `watch`, that asks this process to end."""
+    return _told.is_set()
 
 
 @contextmanager
@@ -51,13 +57,12 @@ def leave(code: int) -> NoReturn:
 
 
 def _listen(hears: int) -> None:
-    came = False
     while number := os.read(hears, 1)[0]:
-        if came and number == signal.SIGINT:
+        if told() and number == signal.SIGINT:
             time.sleep(AGAIN)
             os._exit(128 + number)
-        if not came and number in SIGNALS:
-            came = True
+        if not told() and number in SIGNALS:
+            _told.set()
             threading.Thread(target=_leave_in_time, args=(128 + number,), name="leaving", daemon=True).start()
 
 

@@ -164,10 +164,10 @@ def _appearing(out: Path, needed: Callable[[], int]) -> Iterator[Path]:
         os.replace(partial, out)
     except BaseException as fault:
         shutil.rmtree(partial, ignore_errors=True)
-        cause = fault.__cause__ or fault  # write_whole names what is nowhere now
-        if isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError | ChildProcessError):
-            raise _unwritten(out, cause, needed()) from fault
-        raise
+        if not isinstance(fault, OSError) or isinstance(fault, BrokenPipeError):
+            raise
+        cause = fault.__cause__  # write_whole names what is nowhere now
+        raise _unwritten(out, cause if isinstance(cause, OSError) else fault, needed()) from fault
 
 
 def _unwritten(out: Path, fault: OSError, needed: int) -> OSError:
@@ -180,7 +180,7 @@ def _unwritten(out: Path, fault: OSError, needed: int) -> OSError:
     return OSError(f"{fact}. {room}: make room there, or choose another OUT")
 
 
-def parse_size(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """ "1GB", "500 MB" or "64MiB" in bytes. Raises `InputError`."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGTmgt]?i?[bB]?)\s*", text)
     unit = found[2].upper() + ("" if found[2].upper().endswith("B") or not found[2] else "B") if found else "?"

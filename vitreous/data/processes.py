@@ -24,11 +24,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
-from vitreous.errors import InputError, counted
+from vitreous.errors import InputError, StartError, counted
 
 MAX_SECONDS = 60.0  # that a file may take: generous, as the machine may be busy
 PATIENCE = 2  # times those, after which a child that does not end itself is ended
 START = 300.0  # seconds that a child may take to start
+DYING = 1.0  # seconds that one whose pipes are closed may take to be gone
 IDLE = 60.0  # seconds in which nothing is asked, after which a child ends itself
 BUFFER = 1 << 16  # bytes that are written, and read, at once
 MOST_WORDS = 16 << 20  # bytes of the words of a message
@@ -41,7 +42,8 @@ T = TypeVar("T")
 class GoneError(Exception):
     """The other end of a line says nothing more, or nonsense."""
 
-    code, late = 0, 0.0  # with which a child ended, and after how many seconds, where that was the reason
+    code: int | None = 0  # with which a child ended; None where it had to be ended, as what it sent made no sense
+    late = 0.0  # after how many seconds it ended, where that was the reason
 
 
 class Line:
@@ -145,7 +147,8 @@ class Processes:
             heard = talk(child)
         except GoneError as gone:
             gone.late = child.seconds if time.monotonic() - child.asked >= child.seconds else 0.0
-            gone.code = child.end()
+            gone.code = child.ended()
+            child.end()
             raise
         except BaseException:  # an interrupt: what this child says next answers nothing
             child.end()
@@ -188,7 +191,12 @@ class Processes:
             return (
                 f"it took longer than {counted(gone.late, 'second')} to {self.verb}. Make it smaller, or leave it out."
             )
-        cause = signal.Signals(-gone.code).name if -gone.code in signal.valid_signals() else f"exit code {gone.code:#x}"
+        if gone.code is None:
+            cause = "what it sent made no sense"
+        elif -gone.code in signal.valid_signals():
+            cause = signal.Signals(-gone.code).name
+        else:
+            cause = f"exit code {gone.code:#x}"
         memory = ", as when memory runs out" if cause == "SIGKILL" else ""
         return f"it took the {self.title} down, twice ({cause}{memory}). It is damaged or hostile: leave it out."
 
@@ -198,7 +206,7 @@ class Child(Line):
 
     def __init__(self, of: Processes):
         if not sys.executable or getattr(sys, "frozen", False):
-            raise ChildProcessError("files are opened by Python processes: expected a Python that can be started")
+            raise StartError("files are opened by Python processes: expected a Python that can be started")
         path = [*sys.path, str(Path(__file__).parents[2])]
         code = f"import sys\nsys.path[:] = {path!r}\n{of.program}\nmain({of.seconds}, {of.memory})"
         self.process = subprocess.Popen(
@@ -216,7 +224,7 @@ class Child(Line):
         self.asked, self.until = 0.0, math.inf  # when it was, and until when it must answer, on the monotonic clock
 
     def wait(self) -> None:
-        """Until it has started. Raises `ChildProcessError` where it does not."""
+        """Until it has started. Raises `StartError` where it does not."""
         self.asked = time.monotonic()
         if not self.ready:
             self.until = self.asked + START
@@ -225,7 +233,7 @@ class Child(Line):
             except GoneError:
                 said = "a process to open files in could not be started; what it printed says why"
                 self.end()
-                raise ChildProcessError(said) from None
+                raise StartError(said) from None
             self.ready, self.asked = True, time.monotonic()
 
     def say(self, words: Any, *data: bytes | memoryview) -> None:
@@ -247,13 +255,20 @@ class Child(Line):
         yield
         self.asked += time.monotonic() - began
 
-    def end(self) -> int:
-        """Ends it, if it did not end itself; its exit code."""
+    def ended(self) -> int | None:
+        """Its exit code, where it ends by itself; None where it goes on, though its line is of no use any more."""
+        try:
+            return self.process.wait(DYING)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def end(self) -> None:
+        """Ends it, if it did not end itself."""
         self.process.kill()
         for pipe in (self.source, self.sink):
             with suppress(OSError):  # what is still to be written finds nobody
                 pipe.close()
-        return self.process.wait()
+        self.process.wait()
 
 
 # In a child

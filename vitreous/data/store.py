@@ -20,7 +20,7 @@ from torch import Tensor
 from vitreous.data.cache import cache_root, remove_forsaken
 from vitreous.data.preprocess import InputSpec, Size
 from vitreous.data.sources import Source
-from vitreous.errors import InputError
+from vitreous.errors import InputError, StartError
 
 SPARE = 2 << 30  # bytes that a cache leaves free on the disk
 LIMIT = 10.0  # GB of all caches; $VITREOUS_CACHE_GB says otherwise
@@ -150,7 +150,7 @@ def reader(
     def tried(number: int, act: Callable[..., T], *given: Any) -> T | str:
         try:
             return act(*given)
-        except ChildProcessError:  # there is nothing to decode with, for any picture
+        except StartError:  # there is nothing to decode with, for any picture
             raise
         except InputError as fault:
             return str(fault)

@@ -81,14 +81,14 @@ def pack_data(
         group: Column whose equal values never stand on both sides of a split; the shards remember it.
         skip_bad: Leave out pictures that cannot be read, by name, rather than stop.
     """
-    from vitreous.data.packing import pack, parse_size
+    from vitreous.data.packing import pack, parse_bytes
     from vitreous.data.sources import open_source
     from vitreous.data.tables import Columns
     from vitreous.training.recipe import choose_threads
 
     if pictures is not None and pictures < 1:
         raise InputError(f"--pictures {pictures}: expected 1 or more")
-    journal, limit = Journal(stderr=json), parse_size(size)
+    journal, limit = Journal(stderr=json), parse_bytes(size)
     source = open_source(data, Columns(target, path_column, group))
     options: dict[str, Any] = {"size": limit, "pictures": pictures, "skip_bad": skip_bad, "group": group}
     with journal.bar("packing", len(source)) as progress:
