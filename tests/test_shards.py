@@ -295,6 +295,8 @@ class TestPatterns:
 
     def test_keys_in_a_url_are_not_shown(self):
         assert shown("https://me:secret@host/a.tar?sig=secret") == "https://host/a.tar"
+        chain = "simplecache::zip://a.tar::https://me:secret@host/a.zip?sig=secret"
+        assert shown(chain) == "simplecache::zip://a.tar::https://host/a.zip"
 
 
 class TestTar:

@@ -18,6 +18,8 @@ def locked(path: Path) -> Iterator[bool]:
     try:
         file = open(path, "ab")  # noqa: SIM115
     except OSError:
+        file = None
+    if file is None:
         yield True
         return
     with file:

@@ -55,10 +55,14 @@ def is_url(place: str | os.PathLike) -> bool:
 
 
 def shown(place: str) -> str:
-    """A place for messages: a URL without the keys that may stand in it."""
-    if not is_url(place) or "::" in place:
-        return place
-    parts = urlsplit(place)
+    """A place for messages: a URL, or a chain of them, without the keys that may stand in it."""
+    return "::".join(map(_keyless, place.split("::"))) if is_url(place) else place
+
+
+def _keyless(url: str) -> str:
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -119,7 +123,7 @@ def listed(place: str, suffix: str) -> list[str]:
 
 
 def stat(place: str) -> Stat:
-    """The size of a file, without reading it. Raises `InputError` where it cannot be had."""
+    """The size of a file, without reading it. Raises `InputError` where it cannot be had, or `OSError` of a path."""
     if _is_http(place):
         part = retried(shown(place), lambda: get_part(place, 0, 1))
         if not part.total:
@@ -196,7 +200,7 @@ def retried(what: str, act: Callable[[], T]) -> T:
         except Exception as error:  # the packages behind fsspec have errors of their own kinds
             fault = error
         if pause is None or not _may_pass(fault):
-            raise _told(what, fault)
+            raise _told(what, fault) from fault
         time.sleep(pause)
     raise AssertionError
 
