@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -33,6 +34,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vitreous.cli import main
+from vitreous.files import write_atomically
 from vitreous.training.figures import STYLE
 
 QUICK = os.environ.get("VITREOUS_DOCS_QUICK") == "1"  # small sizes: is everything there, and does it run?
@@ -169,14 +171,15 @@ def run_once(command: str, most: int = 30) -> None:
         run(command, most=most)
         return
     here, kept = Path.cwd(), Path(os.environ["VITREOUS_DOCS_MADE"], hashlib.sha256(command.encode()).hexdigest()[:12])
-    told = kept / ".said.txt"
+    told = kept.with_name(f"{kept.name}.txt")
     kept.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{kept}.lock"):
         if not told.exists():
             shutil.rmtree(kept, ignore_errors=True)
             shutil.copytree(here, kept)
             with chdir(kept):
-                told.write_text(_said(command).replace(f"{here}/", "~/"), "utf-8")  # where the cache is
+                said = _said(command)
+            write_atomically(told, said.replace(f"{here}/", "~/").encode())  # where the cache is
     shutil.copytree(kept, here, dirs_exist_ok=True)
     _terminal(command, told.read_text("utf-8"), most)
 
@@ -185,15 +188,20 @@ def run_once(command: str, most: int = 30) -> None:
 def serving(command: str) -> Iterator[None]:
     """Runs a command that serves, until the block ends; shows it with the line by which it said that it is ready."""
     words = [sys.executable, "-m", *shlex.split(command)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with (
+        tempfile.NamedTemporaryFile("rb") as said,  # a pipe that nobody reads would stop it
+        open(said.name, "wb") as told,
+        subprocess.Popen(words, stdout=told, stderr=subprocess.STDOUT) as process,
+    ):
         try:
-            lines = []
-            for line in process.stdout or ():
-                lines.append(line)
-                if line.startswith("http"):
-                    break
-            else:
-                raise RuntimeError(f"{command}\nended, and said:\n{''.join(lines)}")
+            lines = [""]
+            while not lines[-1].startswith("http"):
+                if line := said.readline():
+                    lines.append(line.decode())
+                elif process.poll() is not None:
+                    raise RuntimeError(f"{command}\nended, and said:\n{''.join(lines)}")
+                else:
+                    time.sleep(0.1)
             _terminal(command, _at_home("".join(lines)), 30)
             yield
         finally:
@@ -271,13 +279,15 @@ def _line(lines: Sequence[str], words: str, begin: int) -> int:
 def _drawn(draw: Callable[[Figure, Any], Any], frames: Sequence[Any], size: tuple[float, float], layout: Layout):
     """(theme, figure) of each frame, for a light page and then a dark one."""
     global _theme
-    for _theme, theme in enumerate(("light", "dark")):
-        with matplotlib.rc_context(_style()):
-            for frame in frames:
-                figure = Figure(size, layout=layout)
-                draw(figure, frame)
-                yield theme, figure
-    _theme = 0
+    try:
+        for _theme, theme in enumerate(("light", "dark")):
+            with matplotlib.rc_context(_style()):
+                for frame in frames:
+                    figure = Figure(size, layout=layout)
+                    draw(figure, frame)
+                    yield theme, figure
+    finally:
+        _theme = 0
 
 
 def _style() -> dict[Any, Any]:
