@@ -19,10 +19,11 @@ from vitreous.training import loop
 from vitreous.training.health import OUTLIER, WINDOW, Vital, all_finite, diverged, fault_of, suspects
 from vitreous.training.incidents import Incidents, StepError, some
 from vitreous.training.journal import Journal
-from vitreous.training.learner import Learner, gradient, make_update
+from vitreous.training.learner import Learner, Progress, gradient, make_update
 from vitreous.training.loop import fit
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import Plan
+from vitreous.training.shared_run import MuteJournal
 from vitreous.training.steps import training_batches
 
 USUAL = [Vital(1.0, 2.0, 1.0)] * WINDOW
@@ -190,6 +191,61 @@ class TestARun:
             if not workers:  # with them it is chance which of them comes to be the sixth
                 assert newest(run.path).step == 5
                 assert "step 5 is saved" in capsys.readouterr().out
+
+    def test_that_runs_out_of_memory_in_an_update_keeps_the_checkpoint_before_it(self, job, tmp_path, monkeypatch):
+        run, plan, model = begin(tmp_path / "run", job)
+
+        def step(optimizer):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(StepError, match=r"step 1 failed: OutOfMemoryError: CUDA out of memory\n(.|\n)*--batch"):
+            fit(job, plan, model, run, Journal(quiet=True))
+        assert newest(run.path).step == 0
+
+    def test_whose_last_state_finds_no_memory_either_still_says_what_failed(self, job, tmp_path, monkeypatch, capsys):
+        run, plan, model = begin(tmp_path / "run", job)
+
+        def full(*given, **named):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(loop, "gradient", full)
+        monkeypatch.setattr(Learner, "save", full)
+        with pytest.raises(StepError, match="too little memory"):
+            fit(job, plan, model, run, Journal())
+        assert "cannot be saved: CUDA out of memory" in capsys.readouterr().out
+
+    def test_that_is_cut_between_an_update_and_its_count_keeps_the_checkpoint_before_it(
+        self, job, tmp_path, monkeypatch
+    ):
+        run, plan, model = begin(tmp_path / "run", job, row_every=1000, save_every=3)
+        count = Progress.count
+
+        def cut(progress, vital, made):
+            if progress.step == 4:
+                raise KeyboardInterrupt
+            count(progress, vital, made)
+
+        monkeypatch.setattr(Progress, "count", cut)
+        with pytest.raises(KeyboardInterrupt):
+            fit(job, plan, model, run, Journal(quiet=True))
+        assert newest(run.path).step == 3
+
+    def test_tells_the_seconds_of_a_row_from_its_own_step(self, job, tmp_path):
+        run, plan, model = begin(tmp_path / "run", job, points=((0, 0.0, 1),))
+        journal = Journal(quiet=True)
+        fit(job, plan, model, run, journal)
+        assert journal.rows[0]["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "epoch,step\n1\n", "epoch,step\n1,x\n", "epoch\n1\n", "epoch,step\n1,2\0\n\udcff"]
+)
+def test_a_damaged_table_of_metrics_is_named_with_the_way_on(tmp_path, text):
+    (tmp_path / "metrics.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=r"metrics\.csv is damaged \(.*\): move it away, and the run goes on"):
+        Journal(quiet=True).settle(tmp_path, 9)
+    MuteJournal().settle(tmp_path, 9)  # another process than the first does not look
 
 
 class TestTheAccount:

@@ -387,6 +387,18 @@ class TestTheCommand:
         assert said.count("interrupted") == 1
         assert f"step 1 is saved\ninterrupted; vitreous train --resume {run} goes on\n" in said
 
+    @pytest.mark.parametrize("fault", [MemoryError("16 GB"), OSError(28, "No space left on device")])
+    def test_what_fails_says_how_to_go_on_once_it_is_mended(self, tmp_path, monkeypatch, capsys, fault):
+        def fail(*given):
+            raise fault
+
+        monkeypatch.setattr(loop, "gradient" if isinstance(fault, MemoryError) else "keep_to_budget", fail)
+        data, run = make_arrays(tmp_path / "arrays.npz"), tmp_path / "run"
+        assert main(["train", str(data), "--out", str(run), *WORDS]) == 2
+        said = capsys.readouterr().err
+        assert fault.args[-1] in said
+        assert said.endswith(f"\nonce that is mended, vitreous train --resume {run} goes on\n")
+
     def test_before_there_is_anything_to_save_ctrl_c_leaves_nothing_behind(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         data = make_arrays(tmp_path / "arrays.npz")

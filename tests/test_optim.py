@@ -1,28 +1,22 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 from tiny_models import tiny_config, tiny_model
+from tiny_runs import PLAN
 
-from vitreous.training.optim import (
-    FROZEN,
-    Muon,
-    dealt,
-    make_average,
-    make_optimizers,
-    orthogonal,
-    restore_state,
-    state_of,
-)
+from vitreous.training.muon import Muon, dealt, orthogonal
+from vitreous.training.optim import FROZEN, make_average, make_optimizers, restore_state, state_of
 
 CONFIG = tiny_config("stem", conditional=True, pool="class")
 
 
-def names_of(kind: str, **options) -> tuple[dict[str, set[str]], dict[str, dict]]:
+def names_of(kind: str, **changes) -> tuple[dict[str, set[str]], dict[str, dict]]:
     """Names of the parameters of each optimizer, and the group of each parameter."""
     model = tiny_model(CONFIG)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    optimizers = make_optimizers(model, kind, lr=0.1, weight_decay=0.3, **options)
+    optimizers = make_optimizers(model, dataclasses.replace(PLAN, optimizer=kind, **changes))
     found = {type(o).__name__: {names[id(p)] for group in o.param_groups for p in group["params"]} for o in optimizers}
     groups = {names[id(p)]: group for o in optimizers for group in o.param_groups for p in group["params"]}
     return found, groups
@@ -73,7 +67,8 @@ class TestMakeOptimizers:
 
     @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
     def test_muon_computes_in_the_precision_of_the_run(self, precision, dtype):
-        muon = make_optimizers(tiny_model(CONFIG), "muon", lr=0.1, weight_decay=0.3, precision=precision)[1]
+        plan = dataclasses.replace(PLAN, optimizer="muon", precision=precision)
+        muon = make_optimizers(tiny_model(CONFIG), plan)[1]
         assert isinstance(muon, Muon)
         assert muon.dtype is dtype
 
@@ -154,7 +149,7 @@ class TestState:
     def test_a_restored_state_goes_on_to_the_same_bits(self, kind):
         def learner():
             model = tiny_model(CONFIG)
-            return model, make_average(model, 0.9), make_optimizers(model, kind, lr=0.01, weight_decay=0.1)
+            return model, make_average(model, 0.9), make_optimizers(model, dataclasses.replace(PLAN, optimizer=kind))
 
         def step(model, average, optimizers, number):
             pixels = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(number))

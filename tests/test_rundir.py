@@ -251,6 +251,14 @@ class TestAtomicWrites:
         assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
         assert target.read_bytes() == b"old"
 
+    def test_what_the_system_says_of_a_failed_write_is_kept(self, tmp_path):
+        def fail(temporary):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.raises(OSError, match=r"^.*config\.json cannot be written: No space left on device$") as told:
+            write_whole(tmp_path / "config.json", fail)
+        assert told.value.errno == errno.ENOSPC
+
     def test_a_write_replaces_the_file_whole(self, tmp_path):
         target = tmp_path / "config.json"
         write_atomically(target, b"a longer text")

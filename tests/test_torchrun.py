@@ -60,6 +60,13 @@ class TestAlone:
         with pytest.raises(InputError, match="RANK"), joined():
             pass
 
+    def test_processes_that_do_not_find_each_other_say_what_is_missing(self, monkeypatch):
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("MASTER_ADDR", raising=False)
+        with pytest.raises(InputError, match=r"do not find each other \[.*MASTER_ADDR"), joined():
+            pass
+
     @pytest.mark.parametrize(
         ("variables", "expected"),
         [

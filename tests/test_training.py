@@ -40,8 +40,10 @@ from vitreous.training.loop import Mark, Session, fit, keep_to_budget
 from vitreous.training.optim import make_criterion
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, prepare_again
-from vitreous.training.recipe import Pace, Plan, TrainConfig
+from vitreous.training.recipe import Pace, Plan, TrainConfig, choose_device, choose_precision
 from vitreous.training.steps import training_batches
+from vitreous.training.train import _plan_here
+from vitreous.training.world import ALONE
 
 SHORT = {**TOY, "epochs": 2, "batch": 8}
 LONG = {"model": "toy", "size": "24x32", "threads": 1, "epochs": 6, "batch": 8, "save_every": 3}
@@ -281,6 +283,15 @@ class TestKeepToBudget:
         plan, new, run = self.kept(small, tmp_path, step, seconds, **changes)
         assert new is plan
         assert not (run / "plan.json").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here there is a GPU")
+def test_a_run_that_began_on_a_gpu_goes_on_without_one_and_says_so(small, capsys):
+    plan = dataclasses.replace(small[2], device="cuda", precision="bf16", torch=torch.__version__)
+    found = _plan_here(plan, TrainConfig(), False, ALONE, Journal())
+    assert found.device == str(choose_device("auto"))
+    assert found.precision == choose_precision("auto", choose_device("auto"))
+    assert f"not bit-exact: the run began on cuda, this machine computes on {found.device}\n" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("unpainted")
@@ -612,6 +623,8 @@ class TestTheRunDirectory:
 
     def test_without_out_it_is_named_for_data_and_model_in_runs(self, shapes, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
+        Path("runs/new").mkdir(parents=True)
+        Path("runs/new/config.json").touch()  # whatever is there already
         run = vitreous.train(shapes, **{**SHORT, "epochs": 1})
         assert run.parent == Path("runs")
         assert run.name.startswith("shapes-toy-20")

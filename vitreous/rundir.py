@@ -64,7 +64,7 @@ class SplitRow:
 class RunDir:
     """One run's folder. `create` makes a new one, `open` reads one that is there."""
 
-    writes = True  # whether this process is the one that writes it
+    writes = True  # whether this process is the one that writes it; another writes and removes nothing
 
     def __init__(self, path: Path):
         self.path = path
@@ -77,8 +77,8 @@ class RunDir:
         (folder / "last").mkdir(parents=True, exist_ok=True)
         return cls(folder)
 
-    @staticmethod
-    def check_free(path: str | os.PathLike) -> None:
+    @classmethod
+    def check_free(cls, path: str | os.PathLike) -> None:
         """Raises `InputError` where a run directory cannot be made because something is in the way."""
         folder = Path(path)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -86,6 +86,12 @@ class RunDir:
                 f"{folder} exists: expected a new or empty folder for --out; "
                 f"`vitreous train --resume {folder}` goes on with a run"
             )
+        cls.check_parent(folder)
+
+    @staticmethod
+    def check_parent(path: str | os.PathLike) -> None:
+        """Raises `InputError` where no folder can be made at a path because of what lies above it."""
+        folder = Path(path)
         parent = next(parent for parent in folder.absolute().parents if parent.exists())
         if not os.access(parent, os.W_OK):
             raise InputError(f"{folder} cannot be made: {parent} may not be written to; choose another --out")
@@ -173,6 +179,8 @@ class RunDir:
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Writes a JSON file of the run with its checksum, whole or not at all; numbers that are none become null."""
+        if not self.writes:
+            return
         values = _finite(values)
         sealed = {CHECKSUM: _checksum([], json.dumps(values)), **values}
         text = json.dumps(sealed, indent=2, ensure_ascii=False, allow_nan=False)
@@ -180,6 +188,8 @@ class RunDir:
 
     def write_split(self, rows: Sequence[SplitRow]) -> None:
         """Writes split.csv."""
+        if not self.writes:
+            return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("path", "digest", "split"))
@@ -202,6 +212,8 @@ class RunDir:
 
     def write_weights(self, tensors: dict[str, Tensor], name: str = "model.safetensors") -> None:
         """Writes weights with their checksum, whole or not at all."""
+        if not self.writes:
+            return
         tensors = _contiguous(tensors)
         metadata = {CHECKSUM: _checksum(sorted(tensors.items()), "")}
         write_whole(self.path / name, lambda temporary: save_file(tensors, temporary, metadata))
@@ -240,6 +252,8 @@ class RunDir:
         The one before it stays, and those of the steps `keep`; older ones go, and orphaned temporaries. Raises
         `OSError` where it cannot be written, or reads otherwise than it was written; then all older ones stay.
         """
+        if not self.writes:
+            return
         folder = self.path / "last"
         values = json.dumps({**checkpoint.values, "step": checkpoint.step})
         tensors = _contiguous(checkpoint.tensors)
@@ -254,12 +268,16 @@ class RunDir:
 
     def forget_after(self, step: int) -> None:
         """Removes the checkpoints of later steps, to which training does not come back as they are."""
+        if not self.writes:
+            return
         for path in (self.path / "last").glob("step-*.safetensors"):
             if path.name > self._checkpoint_path(step).name:
                 path.unlink(missing_ok=True)
 
     def clean(self) -> None:
         """Removes the temporaries that a process left which was killed as it wrote."""
+        if not self.writes:
+            return
         for path in [*self.path.glob(".*.tmp"), *self.path.glob("last/.*.tmp")]:
             with suppress(OSError):  # a folder that may only be read
                 path.unlink(missing_ok=True)

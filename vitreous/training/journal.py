@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vitreous.errors import visible
+from vitreous.cells import csv_rows
+from vitreous.errors import InputError, visible
 from vitreous.files import write_atomically
 
 
@@ -25,12 +26,14 @@ class Journal:
         self._early: list[str] = []
         self._mute = False
 
-    def settle(self, folder: Path, rows: list[dict[str, float]]) -> None:
-        """From here on log.txt and metrics.csv are kept in `folder`, with these rows; what was said before joins."""
-        self.folder, self.rows = folder, rows
+    def settle(self, folder: Path, until_step: int) -> None:
+        """From here on log.txt and metrics.csv are kept in `folder`, with its rows up to a step; what was said before
+        joins. Raises `InputError` for a metrics.csv that is no such table.
+        """
+        self.folder, self.rows = folder, read_rows(folder, until_step)
         self._log("".join(self._early))
         self._early.clear()
-        if rows:
+        if self.rows:
             self._write_rows()
         else:
             (folder / "metrics.csv").unlink(missing_ok=True)
@@ -88,13 +91,20 @@ class Journal:
 
 
 def read_rows(folder: Path, until_step: int) -> list[dict[str, float]]:
-    """The rows of metrics.csv up to a step: what came after a checkpoint is computed again."""
+    """The rows of metrics.csv up to a step: what came after a checkpoint is computed again.
+
+    Raises `InputError` for a file that is no such table.
+    """
     path = folder / "metrics.csv"
     if not path.exists():
         return []
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return [row for row in rows if row["step"] <= until_step]
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            titles, *rows = csv_rows(file)
+        numbers = [dict(zip(titles, map(_number, row), strict=True)) for row in rows]
+        return [row for row in numbers if row["step"] <= until_step]
+    except (csv.Error, ValueError, KeyError) as fault:
+        raise InputError(f"{path} is damaged ({fault}): move it away, and the run goes on") from None
 
 
 def _number(text: str) -> float:

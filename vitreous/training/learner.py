@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,22 +81,13 @@ class Learner:
         if self.divided:
             divide(model, world, self.device)
             divide(self.average.module, world, self.device)
-        self.optimizers = make_optimizers(
-            model,
-            plan.optimizer,
-            plan.lr,
-            plan.weight_decay,
-            plan.layer_decay,
-            plan.freeze,
-            plan.precision,
-            ALONE if self.divided else world,
-        )
+        self.optimizers = make_optimizers(model, plan, ALONE if self.divided else world)
         self.lanes = Lanes(plan.threads, self.device, 1 if world.size > 1 else None, aside=True)
         joins = world.size > 1 and not self.divided
         self.replicas = [average_gradients(model)] if joins else replicas(self.model, self.lanes.count)
         self.interruption = interruption or Interruption()
         self.progress = Progress()
-        self.whole = True  # not while an update is being made
+        self.whole = True  # whether tensors and progress are those of the same step
         self.told = plan.steps  # of the plan's steps, what the user heard last
         self.started = self.saved = time.perf_counter()
 
@@ -105,6 +98,13 @@ class Learner:
     def unsaved(self) -> float:
         """Seconds since the last checkpoint, by the same clock."""
         return self.world.of_first(time.perf_counter() - self.saved)
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around what changes the state: cut short, it leaves none that is `whole`."""
+        self.whole = False
+        yield
+        self.whole = True
 
     def checkpoint(self) -> Checkpoint:
         """The whole state; of several processes the first has the tensors."""
@@ -173,14 +173,12 @@ def make_update(learner: Learner, vital: Vital) -> str:
     progress = learner.progress
     wrong = fault_of(vital, progress.recent, learner.guessing, learner.plan.clip)
     if not wrong:
-        learner.whole = False
         rate = learner.plan.rate(progress.step) * progress.rate_scale
         for optimizer in learner.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             optimizer.step()
         learner.average.update_parameters(learner.model)
-        learner.whole = True
     learner.model.zero_grad(set_to_none=True)
     return wrong
 

@@ -14,7 +14,7 @@ from vitreous.rundir import RunDir
 from vitreous.training.health import Vital, diverged, suspects
 from vitreous.training.incidents import Incidents, StepError, blaming, some
 from vitreous.training.interruption import Interruption
-from vitreous.training.journal import Journal, read_rows, row_line
+from vitreous.training.journal import Journal, row_line
 from vitreous.training.learner import Learner, gradient, make_update
 from vitreous.training.measuring import HEADLINES, measure
 from vitreous.training.prepare import Job
@@ -75,7 +75,7 @@ def fit(
             journal.say(f"all steps of the plan ({plan.steps:,}) were taken before: there is nothing left to train")
     else:
         run.save(learner.checkpoint())
-    journal.settle(run.path, read_rows(run.path, learner.progress.step))
+    journal.settle(run.path, learner.progress.step)
     incidents.keep(learner.progress.incidents)
     learner.started -= learner.progress.seconds
 
@@ -92,8 +92,9 @@ def fit(
                     learner.interruption.check()
                     with blaming(progress.step, batch.numbers, names):
                         vital = gradient(learner, batch)
-                    with learner.interruption.held():
-                        wrong = make_update(learner, vital)
+                    with learner.interruption.held(), learner.changing():
+                        with blaming(progress.step, batch.numbers, names):
+                            wrong = make_update(learner, vital)
                         if wrong:
                             report(session, batch, vital, wrong)
                         progress.count(vital, made=not wrong)
@@ -120,7 +121,10 @@ def finish_step(session: Session, order: Order, rows: set[int]) -> bool:
     learner, job, run, journal = session.learner, session.job, session.run, session.journal
     progress, plan = learner.progress, learner.plan
     lost = progress.refused >= PATIENCE or diverged(progress.recent, learner.guessing)
-    row = measure(learner, job, order) if progress.step in rows and not lost else None
+    row = None
+    if progress.step in rows and not lost:
+        progress.seconds = learner.clock()
+        row = measure(learner, job, order)
     with learner.interruption.held():
         progress.seconds = learner.clock()
         progress.owed = False
@@ -137,7 +141,7 @@ def finish_step(session: Session, order: Order, rows: set[int]) -> bool:
             lost = lost or not learner.is_finite(learner.checkpoint())
         if lost:
             retreat(session)
-            journal.settle(run.path, read_rows(run.path, learner.progress.step))
+            journal.settle(run.path, learner.progress.step)
         return not lost
 
 
@@ -172,9 +176,10 @@ def retreat(session: Session) -> None:
             f"training does not stay finite, after {counted(before.retreats, 'return')} to an earlier state: {why}; "
             f"{advice}{listed}; the last good state is in {run.path / 'last'}"
         )
-    learner.restore(checkpoint)
-    back, scale = learner.progress, before.rate_scale / 2
-    back.rate_scale, back.retreats, back.incidents = scale, before.retreats + 1, before.incidents + 1
+    with learner.changing():
+        learner.restore(checkpoint)
+        back, scale = learner.progress, before.rate_scale / 2
+        back.rate_scale, back.retreats, back.incidents = scale, before.retreats + 1, before.incidents + 1
     run.forget_after(back.step)
     incidents.add(before.step, f"{why}: back to step {back.step}", rate=learner.plan.rate(back.step) * scale)
     journal.say(f"{why}: back to step {back.step}, at {scale:g} of the rate")
@@ -188,7 +193,7 @@ def keep_to_budget(session: Session, order: Order, since: Mark, row: bool) -> Pl
     plan, step, seconds = session.learner.plan, session.learner.progress.step, session.learner.progress.seconds
     if not plan.budget or step <= plan.points[-1][0] or plan.done(step) > LAST_RETIMED:
         return plan
-    # Half of it the pace since the last row, half that of the whole run: a passing stall does not end a run.
+    # Half of it the pace since the last look, half that of the whole run: a passing stall does not end a run.
     lately = (seconds - since.seconds) / plan.predicted(since.step, step, rows=row)
     slower = (lately + seconds / plan.predicted(0, step, rows=order.epochs_at(step) / plan.row_every)) / 2
     new = plan.retimed(step, seconds, slower, order.steps_before(plan.row_every))
@@ -211,5 +216,5 @@ def keep_what_is_done(session: Session) -> None:
     try:
         if learner.whole and learner.save(session.run, alone=True):
             journal.say(f"step {learner.progress.step:,} is saved")
-    except (OSError, MemoryError) as fault:
+    except (OSError, MemoryError, RuntimeError) as fault:  # as torch has it where a GPU's memory is full
         journal.say(f"what was done since the last checkpoint cannot be saved: {fault}")

@@ -1,7 +1,7 @@
 """The run directory and the journal of a run of several processes: only the first one reads, writes and speaks."""
 
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,19 @@ def run_in(world: World, path: str | os.PathLike) -> RunDir:
 
 
 class MuteJournal(Journal):
-    """Keeps the rows of metrics, and says and writes nothing."""
+    """Says and keeps nothing: the first process does."""
 
     def __init__(self):
         super().__init__(quiet=True)
 
-    def settle(self, folder: Path, rows: list[dict[str, float]]) -> None:
-        """Takes over the rows."""
-        self.rows = rows
+    def settle(self, folder: Path, until_step: int) -> None:
+        """Nothing."""
 
     def say(self, text: str) -> None:
-        """Nothing: the first process says it."""
+        """Nothing."""
 
     def row(self, values: dict[str, float]) -> None:
-        """Adds a row."""
-        self.rows.append(values)
+        """Nothing."""
 
 
 class SharedRunDir(RunDir):
@@ -58,36 +56,6 @@ class SharedRunDir(RunDir):
         with ExitStack() as stack:
             self.world.agree(lambda: stack.enter_context(super(SharedRunDir, self).held()))
             yield
-
-    def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Writes a JSON file of the run, in the first process."""
-        if self.world.first:
-            super().write_json(name, values)
-
-    def write_split(self, rows: Any) -> None:
-        """Writes split.csv, in the first process."""
-        if self.world.first:
-            super().write_split(rows)
-
-    def write_weights(self, tensors: dict[str, Tensor], name: str = "model.safetensors") -> None:
-        """Writes weights, in the first process."""
-        if self.world.first:
-            super().write_weights(tensors, name)
-
-    def save(self, checkpoint: Checkpoint, keep: Collection[int] = ()) -> None:
-        """Adds a checkpoint, in the first process."""
-        if self.world.first:
-            super().save(checkpoint, keep)
-
-    def forget_after(self, step: int) -> None:
-        """Removes the checkpoints of later steps, in the first process."""
-        if self.world.first:
-            super().forget_after(step)
-
-    def clean(self) -> None:
-        """Removes temporaries that were left, in the first process."""
-        if self.world.first:
-            super().clean()
 
     def newest(self, say: Callable[[str], None], until: int | None = None) -> Checkpoint | None:
         """The newest checkpoint that is whole, which the first process reads for all."""

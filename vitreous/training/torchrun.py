@@ -21,7 +21,7 @@ from datetime import timedelta
 
 import torch
 
-from vitreous.errors import ElsewhereError, InputError
+from vitreous.errors import ElsewhereError, InputError, first_line
 from vitreous.training.world import ALONE, World
 
 COLLECTIVE = timedelta(minutes=30)  # after which a process is given up that does not take part in a sum or a broadcast
@@ -34,15 +34,22 @@ _joined: list[World] = []  # that of this process, once it has joined
 def joined() -> Iterator[World]:
     """Joins the processes that torchrun started, and leaves them at the end; alone there is nothing to join.
 
-    Where one fails it says why, and the others end with `ElsewhereError`: none waits for it.
+    Where one fails it says why, and the others end with `ElsewhereError`: none waits for it. Raises `InputError` where
+    they do not find each other.
     """
     if _joined:  # inside another
         yield _joined[0]
         return
-    if (world := _read_environment()).size == 1:
+    if (world := of_environment()).size == 1:
         yield world
         return
-    world = _meet(world)
+    try:
+        world = _meet(world)
+    except (RuntimeError, ValueError) as fault:
+        raise InputError(
+            f"the processes of this run do not find each other [{first_line(fault)}]: expected all that torchrun sets, "
+            "and a network on which every process reaches MASTER_ADDR at MASTER_PORT"
+        ) from fault
     _joined.append(world)
     try:
         yield world
@@ -89,7 +96,11 @@ def is_loss(fault: BaseException | None) -> bool:
     return fault is not None
 
 
-def _read_environment() -> World:
+def of_environment() -> World:
+    """The processes that torchrun has started, which may not have met yet; alone where it has started none.
+
+    Raises `InputError` for half of what it says.
+    """
     try:
         size = int(os.environ.get("WORLD_SIZE", 1))
         if size == 1:

@@ -17,7 +17,7 @@ from vitreous.calibration import Calibration, headline, summarise
 from vitreous.data.batches import coarser
 from vitreous.data.places import title_of
 from vitreous.data.preprocess import InputSpec
-from vitreous.errors import InputError, ToldInterrupt, counted
+from vitreous.errors import InputError, ToldInterrupt, counted, said_of
 from vitreous.files import write_whole
 from vitreous.model.config import ModelConfig
 from vitreous.model.presets import name_of
@@ -33,7 +33,15 @@ from vitreous.training.measuring import HEADLINES, outputs_on
 from vitreous.training.parallel import gathered
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
-from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads, larger_model, machine_threads
+from vitreous.training.recipe import (
+    Plan,
+    TrainConfig,
+    choose_device,
+    choose_precision,
+    choose_threads,
+    larger_model,
+    machine_threads,
+)
 from vitreous.training.shared_run import journal_in, run_in
 from vitreous.training.steps import training_batches
 from vitreous.training.torchrun import LostError, is_loss, joined, restarted, restarts_left
@@ -71,7 +79,7 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
         if world.size > 1 and world.agree(lambda: _was_begun(config, out)):
             assert out is not None
             return _go_on(out, journal, None, config.shard, interruption, world)
-        world.agree(lambda: RunDir.check_free(out if out is not None else Path("runs") / "new"))
+        world.agree(lambda: RunDir.check_free(out) if out is not None else RunDir.check_parent(Path("runs") / "new"))
         start = set_up(data, config, journal, world)
         path = world.agree(lambda: str(RunDir.create(out if out is not None else _name(str(data), start.job)).path))
         run = run_in(world, path)
@@ -188,15 +196,28 @@ def _read_start(run: RunDir, journal: Journal, data: str | Path | None, shard: b
 
 def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journal: Journal) -> Plan:
     """The plan of a run as these processes follow it, and a word where the bits will differ."""
+    if (here := _device_here(plan.device)) != plan.device:
+        journal.say(f"not bit-exact: the run began on {plan.device}, this machine computes on {here}")
+        precision = choose_precision("auto", torch.device(here)) if plan.precision == "bf16" else plan.precision
+        plan = dataclasses.replace(plan, device=here, precision=precision)
     if plan.torch != torch.__version__:
         journal.say(f"not bit-exact: the run began with torch {plan.torch}, this is {torch.__version__}")
     if plan.ranks != world.size or (shard and not plan.shard):
         began, now = _processes(plan.ranks, plan.shard), _processes(world.size, plan.shard or shard)
         journal.say(f"not bit-exact: the run began with {began}, and goes on with {now}")
         return dataclasses.replace(plan, threads=choose_threads(config.threads), shard=plan.shard or shard)
-    if plan.threads > (here := machine_threads()):
-        journal.say(f"not bit-exact: the run began with {counted(plan.threads, 'thread')}, this machine has {here}")
+    if plan.threads > (threads := machine_threads()):
+        journal.say(f"not bit-exact: the run began with {counted(plan.threads, 'thread')}, this machine has {threads}")
     return plan
+
+
+def _device_here(planned: str) -> str:
+    """The device of a plan, or where it is not to be had here, the one that is chosen by itself."""
+    chosen = str(choose_device("auto"))
+    try:
+        return planned if planned == chosen else str(choose_device(planned))
+    except InputError:
+        return chosen
 
 
 def _processes(count: int, shard: bool) -> str:
@@ -232,11 +253,15 @@ def _fit_and_finish(start: Start, run: RunDir, journal: Journal, interruption: I
         if any(run.path.glob("last/step-*")):
             if world.size > 1 and is_loss(fault):
                 raise LostError(_after_a_loss(run.path)) from fault
-            if isinstance(fault, KeyboardInterrupt | SystemExit | StepError):
-                then = "once that is mended, " if isinstance(fault, StepError) else "interrupted; "
-                journal.say(f"{then}vitreous train --resume {run.path} goes on")
+            then = f"vitreous train --resume {run.path} goes on"
+            if isinstance(fault, KeyboardInterrupt | SystemExit):
+                journal.say(f"interrupted; {then}")
                 if isinstance(fault, KeyboardInterrupt):
                     raise ToldInterrupt from None
+            elif isinstance(fault, StepError):
+                raise StepError(f"{fault}\nonce that is mended, {then}") from fault
+            elif isinstance(fault, OSError) and not isinstance(fault, BrokenPipeError):  # a full disk
+                raise OSError(f"{said_of(fault)}\nonce that is mended, {then}") from fault
         raise
     journal.say(f"run: {run.path}  (curves.png, confusion.png, batch.png, worst.png)")
     journal.say(f"next: vitreous predict {run.path} PICTURES…   or   vitreous eval {run.path} DATA")

@@ -39,7 +39,7 @@ class World:
 
     def agree(self, make: Callable[[], T]) -> T:
         """Plain values (as JSON has them) that the first process makes, in all. The others wait for as long as it
-        takes; where it fails, they end with `ElsewhereError`.
+        takes; where it fails, they end with `ElsewhereError`, and with `InputError` where it takes more than a day.
         """
         if self.size == 1:
             return make()
@@ -57,7 +57,7 @@ class World:
 
     def in_turn(self, make: Callable[[], T]) -> T:
         """What each process makes for itself, after the first process of its machine has: it finds that one's cache.
-        Where that one fails, they end with `ElsewhereError`.
+        Where that one fails, they end with `ElsewhereError`, and with `InputError` where it takes more than a day.
         """
         if self.size == 1:
             return make()

@@ -1,15 +1,15 @@
 """What verbs print."""
 
-import os
 from typing import Any
 
 from vitreous.infer.predictor import Prediction
 from vitreous.infer.tables import as_json
+from vitreous.training.torchrun import of_environment
 
 
 def speaks() -> bool:
     """Whether this process is the one that speaks: the first of those that torchrun started, or the only one."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+    return of_environment().first
 
 
 def print_json(values: Any) -> None:
