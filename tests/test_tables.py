@@ -5,16 +5,19 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
 from vitreous.cells import unguarded
 from vitreous.data.targets import Task
-from vitreous.errors import InputError, visible
+from vitreous.errors import InputError, ToldInterrupt, visible
 from vitreous.infer import tables
 from vitreous.infer.predictor import Prediction
 from vitreous.infer.tables import Row, as_row, check_name, columns, keep_done, part_of, plain, write_rows
+from vitreous.training.journal import Journal
+from vitreous.verbs import answers
 
 CLASSES = Task("classification", ("cat", "dog", "owl"), column="class")
 LABELS = Task("multilabel", ("sun", "sea"))
@@ -202,6 +205,17 @@ class TestParts:
         with pytest.raises(OSError, match=r"out\.csv cannot be written: No space left .*out\.csv\.part, and --skip"):
             save(rows_of(["a"]), path)
         assert not path.exists()
+
+    @pytest.mark.parametrize(("end", "raised"), [(SystemExit(143), SystemExit), (KeyboardInterrupt, ToldInterrupt)])
+    def test_told_to_end_it_says_once_where_the_rows_are(self, tmp_path, capsys, end, raised):
+        def rows() -> Iterator[Row]:
+            yield from rows_of(["a"])
+            raise end
+
+        path, predictor = tmp_path / "out.csv", SimpleNamespace(task=CLASSES)
+        with pytest.raises(raised):
+            answers._write(rows(), path, predictor, 1, False, Journal())  # pyright: ignore[reportArgumentType]
+        assert capsys.readouterr().out.startswith(f"interrupted; the rows so far are in {part_of(path)}; --skip-done")
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path):
         with pytest.raises(OSError, match=r"no/out\.csv cannot be written: No such file or directory$"):

@@ -129,22 +129,21 @@ def keep_done(path: Path, task: Task, top: int) -> set[str]:
     classes = set(task.names) if task.kind == "classification" else None
     names: set[str] = set()
 
+    file = open(old, "rb") if old.exists() else io.BytesIO()  # noqa: SIM115
+
     def write(temporary: Path) -> None:
-        with open(temporary, "wb") as kept:
+        with file, open(temporary, "wb") as kept:
             kept.write(form.head)
-            if not old.exists():
-                return
-            with open(old, "rb") as file:
-                for row, line in form.read(file, old):
-                    if row["error"]:
-                        continue
-                    if classes is not None and row["label"] not in classes:
-                        raise InputError(
-                            f"--skip-done: {old} has the class {row['label']!r}, which this run does not know. "
-                            "Expected the table of the same run, or another --out"
-                        )
-                    kept.write(line)
-                    names.add(row["picture"])
+            for row, line in form.read(file, old):
+                if row["error"]:
+                    continue
+                if classes is not None and row["label"] not in classes:
+                    raise InputError(
+                        f"--skip-done: {old} has the class {row['label']!r}, which this run does not know. "
+                        "Expected the table of the same run, or another --out"
+                    )
+                kept.write(line)
+                names.add(row["picture"])
 
     write_whole(part, write)
     return names

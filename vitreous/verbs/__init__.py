@@ -29,8 +29,10 @@ FUNCTIONS = {
     "pack": data.pack_data,
     "models": models.models,
 }
-CODES = "Exit codes: 0 where all went well; {}2 for input that does not fit; 130 after Ctrl-C, 143 after SIGTERM."
+CODES = "Exit codes: 0 where all went well; {}2 for input that does not fit; {}."
 ONE = {"check": "1 where training would be wrong; ", "train": "1 where --verify-resume does not hold; "}
+SIGNALLED = {"serve": "130 where it is told to end before it is ready"}
+SIGNALLED_ELSE = "130 after Ctrl-C, 143 after SIGTERM"
 CTRL_C = {
     "train": "Ctrl-C and SIGTERM save what was trained and leave, within 10 seconds; --resume RUN goes on. A second "
     "Ctrl-C leaves at once: what came after the last checkpoint is trained again.",
@@ -87,7 +89,7 @@ def default_hint(default: str) -> str:
 
 def ending(name: str) -> str:
     """The last lines of a verb's help: exit codes, and what Ctrl-C does."""
-    lines = (CODES.format(ONE.get(name, "")), CTRL_C.get(name, CTRL_C_ELSE))
+    lines = (CODES.format(ONE.get(name, ""), SIGNALLED.get(name, SIGNALLED_ELSE)), CTRL_C.get(name, CTRL_C_ELSE))
     return "\n".join(textwrap.fill(line, WIDTH) for line in lines)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitreous.data.sources import Source, open_pictures
 from vitreous.data.workers import DECODERS
-from vitreous.errors import SHOWN, InputError, counted, visible
+from vitreous.errors import SHOWN, InputError, ToldInterrupt, counted, visible
 from vitreous.infer.predictor import AnswerConfig, Prediction, Predictor, load
 from vitreous.infer.tables import Row, as_json, as_row, check_name, columns, keep_done, part_of, plain, write_rows
 from vitreous.training.journal import Journal
@@ -229,7 +229,9 @@ def _write(rows: Iterable[Row], out: Path, predictor: Predictor, top: int, appen
     """Writes the table, and where that is interrupted says how to go on."""
     try:
         write_rows(rows, out, columns(predictor.task, top), append=append)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
         if part_of(out).exists():
-            journal.say(f"the rows so far are in {part_of(out)}; --skip-done goes on with them")
+            journal.say(f"interrupted; the rows so far are in {part_of(out)}; --skip-done goes on with them")
+            if isinstance(end, KeyboardInterrupt):
+                raise ToldInterrupt from None
         raise
