@@ -227,6 +227,9 @@ def main(*_):
         with pytest.raises(StartError, match="could not be started"):
             packing.pack(source, tmp_path / "out", size=1)
         assert "no numpy here" in capfd.readouterr().err
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+        with pytest.raises(StartError, match="could not be started: No such file"):
+            Decoders().read(SPEC, b"x", "a")
         monkeypatch.setattr(sys, "frozen", True, raising=False)
         with pytest.raises(StartError, match="expected a Python"):
             Decoders().read(SPEC, b"x", "a")

@@ -209,14 +209,17 @@ class Child(Line):
             raise StartError("files are opened by Python processes: expected a Python that can be started")
         path = [*sys.path, str(Path(__file__).parents[2])]
         code = f"import sys\nsys.path[:] = {path!r}\n{of.program}\nmain({of.seconds}, {of.memory})"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=BUFFER,
-            env=os.environ | ENVIRONMENT,
-            **OUT_OF_REACH,
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=BUFFER,
+                env=os.environ | ENVIRONMENT,
+                **OUT_OF_REACH,
+            )
+        except OSError as fault:  # too many processes, or open files
+            raise StartError(f"a process to open files in could not be started: {fault.strerror}") from fault
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         super().__init__(self.process.stdout, self.process.stdin)  # pyright: ignore[reportArgumentType]
