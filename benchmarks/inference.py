@@ -42,7 +42,7 @@ from train_speed import draw_pictures
 from vitreous.calibration import headline
 from vitreous.infer.agreement import Bar, compare
 from vitreous.infer.build import build, folder_of
-from vitreous.infer.engines import describe, import_openvino
+from vitreous.infer.engines import describe, import_openvino, openvino_options
 from vitreous.infer.evaluation import evaluate
 from vitreous.infer.judge import validation_judge
 from vitreous.infer.openvino_files import graph_name
@@ -174,14 +174,10 @@ class Products:
 
 
 def compiled(graph: Any, precision: str, threads: int, **more: Any) -> Any:
-    """A request for an OpenVINO model, with the options of the project's own engine."""
-    options = {
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,
-    }
-    return import_openvino().Core().compile_model(graph, "CPU", options | more).create_infer_request()
+    """A request for an OpenVINO model, with the options of the project's own engine for a batch of one piece."""
+    core = import_openvino().Core()
+    options = openvino_options(core, precision, threads) | {"NUM_STREAMS": 1} | more
+    return core.compile_model(graph, "CPU", options).create_infer_request()
 
 
 def profile(predictor: Predictor, precision: str) -> list[str]:

@@ -48,7 +48,7 @@ def main():
     print("merge  tokens  pictures/s")
     for merge, predictor in predictors.items():
         with torch.inference_mode():
-            tokens = predictor.model.encode(torch.zeros(1, spec.channels, *spec.sizes[0])).shape[1]
+            tokens = predictor.model.encode(predictor.normalised(pixels[:1])).shape[1]
         rate = asked.batch / statistics.median(times[merge][1:])
         found = evaluate(predictor, asked.data, split="validation", say=lambda text: None)
         print(f"{merge:5}  {tokens:6}  {rate:10.1f}  {headline(predictor.task, found.summary)}", flush=True)

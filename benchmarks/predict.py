@@ -15,6 +15,7 @@ is not held.
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import subprocess
@@ -171,12 +172,20 @@ def measure_memory(run: Path, photos: Sequence[Path], folder: Path, options: arg
     pictures = copies(photos, options.small, folder / "small", SMALL)
     words = [*command(run, pictures, options), "--json"]  # a line a picture, as soon as it is answered
     held: dict[int, float] = {}
+    answered = 0
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for number, _ in zip(range(1, options.small + 1), process.stdout, strict=False):
-            if number % FROM == 0 or number == options.small:
-                held[number] = resident(process.pid)
-        process.communicate()
+        try:
+            assert process.stdout is not None
+            for number, line in zip(range(1, options.small + 1), process.stdout, strict=False):
+                answered += json.loads(line[1:])["error"] is None  # after the list's bracket or comma
+                if number % FROM == 0 or number == options.small:
+                    held[number] = resident(process.pid)
+            process.communicate()
+        finally:
+            process.kill()
+    if answered < options.small:
+        print(f"{answered:,} of {options.small:,} pictures were answered")
+        return False
     growth, highest = held[options.small] - held[FROM], max(held.values()) - held[FROM]
     shown = [held[number] for number in (FROM, options.small // 2 // FROM * FROM, options.small)]
     print(

@@ -339,9 +339,11 @@ async def measure(port: int, pid: int, predictor: Predictor, pictures: list[byte
     for _ in range(options.rounds):
         calm += [reply for _, reply in await several(port, GOOD, options.seconds, pictures, "/predict")]
         with subprocess.Popen([sys.executable, __file__, "--hostile", str(port)]) as liars:
-            await asyncio.sleep(2)
-            harmed += [reply for _, reply in await several(port, GOOD, options.seconds, pictures, "/predict")]
-            liars.kill()
+            try:
+                await asyncio.sleep(2)
+                harmed += [reply for _, reply in await several(port, GOOD, options.seconds, pictures, "/predict")]
+            finally:
+                liars.kill()
         await asyncio.sleep(1)
     ratio = percentile(harmed, 0.99) / percentile(calm, 0.99)
     figure = f"{1000 * percentile(calm, 0.99):.0f} ms, {1000 * percentile(harmed, 0.99):.0f} ms: ×{ratio:.2f}"
@@ -381,18 +383,19 @@ def main() -> int:
         words = ["serve", run, "--port", 0, "--engine", options.engine, "--precision", options.precision, "--json"]
         command = [sys.executable, "-m", "vitreous", *map(str, words)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-            assert server.stdout is not None
-            facts = json.loads(server.stdout.readline())
-            predictor = load(run, engine=facts["engine"], precision=facts["precision"])
-            predictor.settle(lambda text: None)
-            table.add("engine", f"{facts['engine']}, {facts['precision']}")
-            port = int(facts["address"].rsplit(":", 1)[1])
-            pictures = make_pictures(photos, options.pictures, options.side)
             try:
+                assert server.stdout is not None
+                facts = json.loads(server.stdout.readline())
+                predictor = load(run, engine=facts["engine"], precision=facts["precision"])
+                predictor.settle(lambda text: None)
+                table.add("engine", f"{facts['engine']}, {facts['precision']}")
+                port = int(facts["address"].rsplit(":", 1)[1])
+                pictures = make_pictures(photos, options.pictures, options.side)
                 asyncio.run(measure(port, server.pid, predictor, pictures, options, table))
-            finally:
                 server.send_signal(signal.SIGTERM)
                 server.wait(60)
+            finally:
+                server.kill()  # where it did not end by itself
         table.add("exit code of the server", str(server.returncode), "0", server.returncode == 0)
     return 0 if all(held is not False for *_, held in table.rows) else 1
 

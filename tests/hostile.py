@@ -671,6 +671,10 @@ several(
         "ONNX that spreads a number over 40 GB": lambda p: make_onnx(
             p, with_tensor("s", [100_000, 100_000], with_node("Expand", ("axes", "s")))
         ),
+        "ONNX with a range of broken numbers": lambda p: make_onnx(p, with_node("Range", ("w", "w", "w"))),
+        "ONNX whose range ends at one of two numbers": lambda p: make_onnx(
+            p, with_tensor("s", [1 << 40], with_tensor("s", [1], with_node("Range", ("s", "s", "s"))))
+        ),
         "ONNX with a tensor without its numbers": lambda p: make_onnx(p, without_numbers),
         "ONNX with graphs in graphs": lambda p: put(p, "model.onnx", nested()),
         "ONNX without a card": lambda p: make_onnx(p, lambda model: model.metadata_props.pop()),

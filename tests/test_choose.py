@@ -96,6 +96,15 @@ class TestMemory:
         assert "as measured before" not in settle(run, **self.asked)[1]
         assert len(memory(run)) == 4
 
+    def test_it_is_that_of_the_run_however_its_path_is_written(self, run, settle, monkeypatch):
+        settle(run, **self.asked)
+        monkeypatch.chdir(run)
+        predictor, said = settle(Path(), **self.asked)
+        assert "as measured before" in said
+        assert predictor.origin["run"] == run.name
+        moved = run.rename(run.with_name("another"))
+        assert "as measured before" in settle(moved, **self.asked)[1]
+
     def test_a_memory_that_is_damaged_is_made_anew(self, run, settle):
         settle(run, **self.asked)
         for content in (b"{", b"[]", b"\xff"):
@@ -287,6 +296,33 @@ class TestWhich:
     def test_where_none_agrees_it_says_so(self, run, settle):
         with pytest.raises(InputError, match=r"none of torch in bf16, torch in fp32 agrees: try --engine torch"):
             settle(run, engine="torch", bar=Bar(max_shift=-1))
+
+    @bf16
+    @pytest.mark.parametrize("stage", ["made", "timed", "judged"])
+    def test_one_of_several_that_fails_is_named_and_passed_over(self, run, settle, monkeypatch, stage):
+        owner, name = (choosing, "build") if stage == "made" else (Judge, "rate" if stage == "timed" else "agreement")
+        real = getattr(owner, name)
+
+        def work(*values):
+            if "bf16" in values or getattr(values[1], "precision", "") == "bf16":
+                raise RuntimeError("no kernel for this\nat line 7")  # as libraries raise
+            return real(*values)
+
+        monkeypatch.setattr(owner, name, work)
+        predictor, said = settle(run, engine="torch")
+        assert predictor.engine.precision == "fp32"
+        assert said.count("  torch, bf16: no kernel for this\n") == 1
+        with pytest.raises(InputError, match=r"^torch, bf16: no kernel for this$"):
+            settle(run, engine="torch", precision="bf16")
+
+    @bf16
+    def test_where_none_can_be_made_it_says_so(self, run, settle, monkeypatch):
+        def fail(*_):
+            raise MemoryError
+
+        monkeypatch.setattr(choosing, "build", fail)
+        with pytest.raises(InputError, match="none of torch in bf16, torch in fp32 can be made: try --engine torch"):
+            settle(run, engine="torch")
 
     def test_merging_tells_what_it_costs(self, run, settle):
         predictor, said = settle(run, engine="torch", precision="fp32", merge=2)

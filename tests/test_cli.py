@@ -163,6 +163,9 @@ class TestJson:
         assert (code, len(rows), err) == (0, 16, "")
         assert {row["label"] for row in rows} == {"red"}
         assert rows[0]["label_2"] in ("blue", "green")
+        [row] = json.loads(call("predict", shapes_run, shapes / "red" / "00.jpg", "--json", "--top", 10**20)[1])
+        assert "label_3" in row
+        assert "label_4" not in row
 
     def test_predict_of_bad_pictures(self, call, shapes, shapes_run, tmp_path):
         (tmp_path / "bad.png").touch()

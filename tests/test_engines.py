@@ -1,5 +1,6 @@
 """Engines: OpenVINO and ONNX Runtime compute what PyTorch computes, and files that hold their graphs."""
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +176,22 @@ class TestTorch:
         for count in (4, 3):
             np.testing.assert_allclose(engine.run(pixels[:count]), exact[:count], rtol=0, atol=1e-5)
 
+    @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")
+    def test_it_is_compiled_for_every_number_of_every_size_and_is_never_left_uncompiled(self, patch, monkeypatch):
+        made: list[tuple[int, ...]] = []
+
+        def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+            made.append(tuple(inputs[0].shape))
+            return graph.forward
+
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+        model, spec = tiny_model(tiny_config("patch", depth=1)), patch.card.spec
+        engine = TorchEngine(model, spec, CPU, compiled=True)
+        shapes = [(count, size) for size in spec.sizes for count in engine.batches]
+        for count, size in shapes:
+            engine.run(patch.pixels(size, count))
+        assert len(made) == len(shapes) == 12
+
 
 class TestONNXFile:
     def test_it_is_one_valid_model_that_holds_the_card_and_the_names(self, patch):
@@ -287,6 +305,8 @@ class TestDamagedFiles:
             (text.replace('"train": "00"', '"train": ["00"]'), "train: expected text, got ['00']"),
             (text.replace('"format": 1', '"format": 7'), "an export of format 7: this version of vitreous reads 1"),
             (text.replace('"a", "b"', '"a"'), "its card is of another model"),
+            (text.replace('"depth": "uint8"', '"depth": "uint16"'), "its card is of another model"),
+            (text.replace('"fp32"', '"fp4"'), "precision is 'fp4': expected fp32, bf16, int8"),
         ]
         for changed_text, fault in changes:
             cards["vitreous"].value = changed_text
@@ -298,6 +318,19 @@ class TestDamagedFiles:
         del model.metadata_props[:]
         path.write_bytes(model.SerializeToString())
         assert "has no card: expected a file that `vitreous export` made" in self.refused(path)
+
+    def test_a_graph_that_takes_or_gives_something_else_than_its_card_says(self, patch, tmp_path):
+        path = tmp_path / "model.onnx"
+        for change in ("input", "output"):
+            model = onnx.load(patch.files["onnxruntime"])
+            if change == "input":
+                model.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
+            else:
+                first, second = [copy.deepcopy(port) for port in model.graph.output]
+                del model.graph.output[:]
+                model.graph.output.extend([second, first])
+            path.write_bytes(model.SerializeToString())
+            assert "its card is of another model" in self.refused(path)
 
     def rewrite(self, whole: Path, path: Path, packing: int = zipfile.ZIP_STORED, **members: bytes | None) -> None:
         """A .zip again, with some members changed or gone."""
@@ -316,6 +349,8 @@ class TestDamagedFiles:
         self.rewrite(whole, path, graph_24x24=None)
         assert "holds no graph-24x24.xml" in self.refused(path)
         self.rewrite(whole, path, graph_24x24=b"<net/>")
+        assert "OpenVINO cannot read it" in self.refused(path)
+        self.rewrite(whole, path, weights=b"")
         assert "OpenVINO cannot read it" in self.refused(path)
         self.rewrite(whole, path, weights=b"too few")
         assert "OpenVINO cannot read it" in self.refused(path)

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,20 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from forks import finished
 from making import make_shapes, tree
 
 import vitreous
 from vitreous.cli import main
+from vitreous.data.processes import python_command
 from vitreous.data.tables import Columns
 from vitreous.errors import InputError
 from vitreous.infer import build as building
 from vitreous.infer.build import write_export
 from vitreous.infer.card import Card, Seen
-from vitreous.infer.export import Export, replay
+from vitreous.infer.export import MAIN, Export, replay
 from vitreous.infer.files import open_export
 from vitreous.infer.graph import export_graphs
 from vitreous.infer.openvino_files import to_openvino, write_openvino
+from vitreous.infer.predictor import Predictor
 from vitreous.rundir import RunDir
 
 
@@ -70,7 +72,7 @@ def forked(monkeypatch):
     """The process that answers with a file is forked off one that has imported PyTorch; that of `made` begins anew."""
 
     def run(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
-        assert words[:3] == [sys.executable, "-m", "vitreous.infer.export"]
+        assert words == python_command(MAIN, *words[3:])
         return finished(replay, *words[3:])
 
     monkeypatch.setattr("vitreous.infer.export.subprocess", SimpleNamespace(run=run))
@@ -196,8 +198,9 @@ class TestBelowTheBar:
         write_openvino(tmp_path / "x.zip", graphs, Card(spec, task, calibration, "fp32", True, Columns(), {}, Seen()))
         pixels = np.random.default_rng(0).integers(0, 256, (3, *spec.sizes[0], 3)).astype(np.uint8)
         np.savez(tmp_path / "asked.npz", pixels)
-        words = ["-m", "vitreous.infer.export", tmp_path / "x.zip", tmp_path / "asked.npz", tmp_path / "found.npz"]
-        done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True)
+        (tmp_path / "torch.py").write_text("raise SystemExit('the folder of the data is looked into')")
+        words = (str(tmp_path / name) for name in ("x.zip", "asked.npz", "found.npz"))
+        done = subprocess.run(python_command(MAIN, *words), capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 1
         assert "the answers in the file are off by" in done.stderr
         assert "Traceback" not in done.stderr
@@ -224,6 +227,20 @@ class TestWithoutPictures:
         assert "pictures of noise are taken" in note
         assert found.agreement.largest < 1e-5
         assert found.lines()[0].endswith("on 64 pictures of noise")
+
+    @pytest.mark.usefixtures("forked")
+    @pytest.mark.parametrize(("precision", "most"), [("fp32", "0.001"), ("bf16", "0.01")])
+    def test_what_computes_something_else_is_refused(self, imported, tmp_path, monkeypatch, precision, most):
+        def spoilt(predictor: Predictor, *rest: Any) -> None:
+            with torch.no_grad():
+                for weight in predictor.model.head.parameters():
+                    weight.mul_(1.5)
+            write_export(predictor, *rest)
+
+        monkeypatch.setattr("vitreous.infer.export.write_export", spoilt)
+        with pytest.raises(InputError, match=rf"does not compute what the checkpoint does.*mean change of {most}: "):
+            vitreous.export(imported, tmp_path / "model.onnx", precision=precision)
+        assert list(tmp_path.iterdir()) == [imported]
 
     def test_int8_is_refused_with_advice(self, imported, tmp_path):
         with pytest.raises(InputError, match=r"int8 is calibrated on pictures of the run, .*--data names some"):
@@ -256,7 +273,8 @@ class TestRefused:
         others = {"engine": "torch", "precision": "int8", "merge": 2, "device": "meta", "data": "x"}
         for name, value in others.items():
             options: dict[str, Any] = {name: value}
-            with pytest.raises(InputError, match="is computed by onnxruntime in fp32, on the CPU: other engines"):
+            words = rf"by onnxruntime in fp32, on the CPU; of the options it refuses:\n  {name} {value}: expected"
+            with pytest.raises(InputError, match=words):
                 vitreous.load(path, **options)
         predictor = vitreous.load(path, engine="onnxruntime", precision="fp32", device="cpu")
         with pytest.raises(InputError, match="an exported file holds no more than its answers take"):

@@ -3,11 +3,14 @@
 import asyncio
 import copy
 import dataclasses
+import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -18,10 +21,16 @@ from PIL import Image
 from serving import Running, gated, read_one, read_response, running
 
 import vitreous
-from vitreous.errors import InputError
+from vitreous.data.workers import DECODERS
+from vitreous.errors import InputError, StartError
 from vitreous.infer.predictor import Predictor
-from vitreous.serve.batching import batch_of
+from vitreous.rundir import RunDir
+from vitreous.serve.batching import Batcher, batch_of
 from vitreous.serve.connection import AFTER
+from vitreous.serve.forms import Upload
+from vitreous.serve.metrics import Metrics
+from vitreous.serve.replies import Refused
+from vitreous.serve.room import Room
 from vitreous.serve.server import Service
 from vitreous.serve.settings import Settings, bind, read_key
 
@@ -85,8 +94,9 @@ class TestAnswers:
         assert answer["probabilities"] == pytest.approx(predictor.predict(fresh[0])[0].probabilities, abs=1e-5)
 
     def test_top_is_how_many_classes_are_told(self, server, fresh):
-        answers = [server.ask(fresh[0].read_bytes(), f"/predict?top={n}").json()["answers"][0] for n in (1, 2, 9)]
-        assert [len(answer["probabilities"]) for answer in answers] == [1, 2, 3]
+        for top, told in ((1, 1), (2, 2), (9, 3), (10**20, 3)):
+            [answer] = server.ask(fresh[0].read_bytes(), f"/predict?top={top}").json()["answers"]
+            assert len(answer["probabilities"]) == told
         refused = server.ask(fresh[0].read_bytes(), "/predict?top=0")
         assert (refused.status_code, list(refused.json())) == (422, ["error"])
         assert refused.json()["error"].startswith("top: ")
@@ -195,6 +205,70 @@ class TestAnswers:
         broken.outputs = outputs
         with running(broken) as served:
             assert [served.ask(fresh[0].read_bytes()).status_code for _ in range(2)] == [500, 200]
+
+    def test_answers_that_are_no_numbers_are_a_failure_in_json(self, predictor, fresh):
+        broken = copy.copy(predictor)
+        broken.outputs = lambda pixels: np.full((len(pixels), 3), np.nan)
+        with running(broken) as served:
+            response = served.ask(fresh[0].read_bytes())
+        assert (response.status_code, "the server's log says why" in response.json()["error"]) == (500, True)
+
+    def test_whatever_else_fails_is_told_in_json(self, predictor, fresh):
+        broken = copy.copy(predictor)
+        broken.prediction = lambda *_: 1 / 0
+        with running(broken) as served:
+            response = served.ask(fresh[0].read_bytes())
+        assert (response.status_code, response.json()) == (500, {"error": "the server failed; its log says why"})
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+class TestDecoding:
+    """What stands against all decoding is the server's fault, and leaves nobody waiting."""
+
+    async def refused(self, batcher: Batcher, content: bytes) -> Refused:
+        uploads = [Upload(f"{number}.png", content) for number in range(5)]
+        with pytest.raises(Refused) as fault:
+            await asyncio.wait_for(batcher.ask(uploads, lambda: False), PATIENCE)
+        return fault.value
+
+    @pytest.mark.parametrize("why", ["no thread", "a thread that dies at once", "no process"])
+    def test_it_fails_and_is_not_ready_for_a_while_and_nothing_waits_for_ever(self, predictor, fresh, monkeypatch, why):
+        content = fresh[0].read_bytes()
+
+        def fail(*_: object, **__: object) -> None:
+            raise StartError("out of processes") if why == "no process" else RuntimeError("no more threads")
+
+        async def check() -> None:
+            batcher = Batcher(predictor, Settings(), Metrics())
+            await batcher.start()
+            assert batcher.ready
+            with monkeypatch.context() as patch:
+                if why == "no thread":
+                    patch.setattr(batcher._decoding, "submit", fail)
+                elif why == "no process":
+                    patch.setattr(DECODERS, "_lease", fail)
+                else:
+                    patch.setattr(batcher, "_decoding", ThreadPoolExecutor(1, initializer=fail))
+                assert (await self.refused(batcher, content)).status == 500
+                assert (batcher.waiting, batcher.ready, batcher.alive) == (0, False, True)
+            if why == "no process":  # the next that is decoded shows that it can be
+                [job] = await batcher.ask([Upload("a.png", content)], lambda: False)
+                assert (job.outcome, batcher.ready) == ("answered", True)
+            batcher.stop()
+
+        asyncio.run(check())
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+    def test_pictures_that_no_engine_will_take_expire(self, predictor, fresh, monkeypatch):
+        async def check() -> None:
+            batcher = Batcher(predictor, Settings(deadline=2), Metrics())
+            await batcher.start()
+            monkeypatch.setattr(batcher, "_answer", sys.exit)  # the thread ends with a batch in its hands
+            assert (await self.refused(batcher, fresh[0].read_bytes())).status == 503
+            assert (batcher.alive, batcher.ready) == (False, False)
+            batcher.stop()
+
+        asyncio.run(check())
 
 
 class TestTooMuch:
@@ -338,6 +412,21 @@ class TestTooMuch:
             assert response.status_code == 422  # it was read, and is no picture
             assert oldest.recv(1000).startswith(b"HTTP/1.1 429 ")
             assert served.ask(fresh[0].read_bytes()).status_code == 200
+
+    def test_one_whose_time_is_just_up_gives_its_place_like_any_other(self):
+        async def check() -> None:
+            room = Room(100)
+            with room.reader() as first, room.reader() as second:
+                first.take(80)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0) as first.patience:
+                        try:
+                            await asyncio.sleep(PATIENCE)
+                        finally:
+                            second.take(50)
+                assert (first.evicted, second.evicted, room.free) == (True, False, 50)
+
+        asyncio.run(check())
 
 
 class TestTooSlow:
@@ -571,6 +660,20 @@ class TestExplain:
         assert statuses[0] == 200
         assert statuses[-1] == 429
         assert set(statuses) == {200, 429}
+
+    def test_a_run_that_is_no_longer_what_predicts_is_not_explained(self, shapes_run, fresh, tmp_path):
+        run = tmp_path / "run"
+        shutil.copytree(shapes_run, run, ignore=shutil.ignore_patterns("last", "engines"))
+        content = fresh[0].read_bytes()
+        with running(vitreous.load(run)) as served:
+            weights = RunDir(run).read_weights()
+            RunDir(run).write_weights({name: 1.001 * tensor for name, tensor in weights.items()})
+            response = served.ask(content, "/explain")
+            assert (response.status_code, "trained again" in response.json()["error"]) == (503, True)
+            (run / "model.safetensors").write_bytes(b"")
+            response = served.ask(content, "/explain")
+            assert (response.status_code, "cannot be loaded again" in response.json()["error"]) == (500, True)
+            assert served.ask(content).status_code == 200
 
     def test_an_exported_file_answers_and_says_why_it_does_not_explain(self, predictor, fresh):
         exported = copy.copy(predictor)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from browsing import needs_browser
 from making import make_shapes
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from serving import Running, running
 
@@ -151,6 +152,28 @@ def test_a_picture_that_is_too_large_is_not_sent(visit, shapes_run, pictures):
         drop(page, pictures["red"])
         expect(page.locator("#fault")).to_contain_text("the server takes up to")
         assert sent == []
+
+
+def test_one_that_is_too_large_ends_the_waiting_for_the_one_before_it(visit, shapes_run, pictures, tmp_path):
+    Image.new("RGB", (32, 24)).save(tmp_path / "small.png")
+    with running(vitreous.load(shapes_run), picture_bytes=500) as served:
+        page = visit(served)
+        page.route("**/predict?*", lambda route: None)  # it is never answered
+        drop(page, tmp_path / "small.png", kind="image/png")
+        expect(page.locator("html")).to_have_class(re.compile(r"\bbusy\b"))
+        drop(page, pictures["red"])
+        expect(page.locator("#fault")).to_contain_text("the server takes up to")
+        expect(page.locator("html")).not_to_have_class(re.compile(r"\bbusy\b"))
+
+
+def test_labels_are_listed_by_their_own_names(visit, server, pictures):
+    page = visit(server)
+    page.route("**/explain?*", lambda route: None)
+    for labels, title in ((["black or white"], "black or white"), (["a", "b", "c or d"], "a, b and c or d")):
+        answer = {"picture": "x", "kind": "multilabel", "labels": labels, "probabilities": dict.fromkeys(labels, 0.9)}
+        page.route("**/predict?*", lambda route, answer=answer: route.fulfill(json={"answers": [answer]}))
+        drop(page, pictures["red"])
+        expect(page.locator("#title")).to_have_text(title)
 
 
 def test_names_of_files_and_classes_are_only_ever_text(visit, server, pictures):

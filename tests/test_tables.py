@@ -77,6 +77,13 @@ class TestRows:
         assert row == {"picture": "a", "labels": "sea", "p(sun)": 0.1, "p(sea)": 0.8, "error": None}
         assert list(row) == list(columns(LABELS, 1))
 
+    @pytest.mark.parametrize("names", [("error",), ("x", "picture"), ("x low", "x"), ("x", "x high")])
+    def test_targets_whose_columns_would_be_one_are_refused(self, names):
+        task = Task("regression", names, ("",) * len(names), (0.0,) * len(names), (1.0,) * len(names))
+        twice = {"x low", "x high", "picture", "error"} & set(names)
+        with pytest.raises(InputError, match=f"would have two columns '{twice.pop()}'"):
+            columns(task, 1)
+
     def test_numbers_and_their_intervals_where_these_are_known(self):
         values = {"length (mm)": 3.5, "label of weight": 4.0}
         row = as_row(NUMBERS, Prediction("a", "regression", values=values, intervals={"length (mm)": (3.0, 4.0)}), 1)
@@ -247,7 +254,7 @@ class TestSkipDone:
                 assert path.read_bytes() == content
 
     def lines(self, names: list[str], ending: str) -> list[bytes]:
-        form = tables.FORMATS[f".{ending}"](columns(CLASSES, 1))
+        form = tables.FORMS[f".{ending}"](columns(CLASSES, 1))
         return [form.line(row) for row in rows_of(names)]
 
     def test_errors_are_tried_again(self, tmp_path, ending):

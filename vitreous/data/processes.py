@@ -201,17 +201,23 @@ class Processes:
         return f"it took the {self.title} down, twice ({cause}{memory}). It is damaged or hostile: leave it out."
 
 
+def python_command(code: str, *words: str) -> list[str]:
+    """What starts a Python process that runs code with words as its arguments, and finds the modules that this one
+    does: none that lie in the folder where it happens to be started.
+    """
+    path = [*filter(None, sys.path), str(Path(__file__).parents[2])]  # "" is that folder
+    return [sys.executable, "-c", f"import sys\nsys.path[:] = {path!r}\n{code}", *words]
+
+
 class Child(Line):
     """One child process: asked one thing at a time, by one thread."""
 
     def __init__(self, of: Processes):
         if not sys.executable or getattr(sys, "frozen", False):
             raise StartError("files are opened by Python processes: expected a Python that can be started")
-        path = [*sys.path, str(Path(__file__).parents[2])]
-        code = f"import sys\nsys.path[:] = {path!r}\n{of.program}\nmain({of.seconds}, {of.memory})"
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", code],
+                python_command(f"{of.program}\nmain({of.seconds}, {of.memory})"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=BUFFER,

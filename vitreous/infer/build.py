@@ -12,7 +12,7 @@ import numpy as np
 from vitreous.data.cache import cache_root, remove_forsaken
 from vitreous.data.preprocess import Size, resize
 from vitreous.errors import InputError
-from vitreous.infer.card import Card, Seen
+from vitreous.infer.card import Card, Seen, identity
 from vitreous.infer.engines import Engine, TorchEngine
 from vitreous.infer.files import FORMATS, Format, format_of, open_export
 from vitreous.infer.graph import export_graphs
@@ -41,7 +41,7 @@ def build(predictor: "Predictor", name: str, precision: str, judge: "Callable[[]
     if path.exists():
         with suppress(InputError):  # damaged, or of another version
             card, engine = open_export(path, predictor.threads)
-            if card.origin == predictor.origin:
+            if identity(card.origin, card.spec) == predictor.identity:
                 return engine
     path.parent.mkdir(parents=True, exist_ok=True)
     write_export(predictor, path, precision, judge, thorough=False)
@@ -70,7 +70,7 @@ def write_export(
         return format.write(path, _graphs(predictor, format), card)
     own = judge()
     pictures = own_pictures(predictor, "train", PICTURES, predictor.options.data).pixels
-    for size in _graphs(predictor, format).keys() - pictures.keys():  # a rare one
+    for size in set(predictor.spec.sizes) - pictures.keys():  # a rare one
         pictures[size] = np.stack([resize(picture, size) for picture in next(iter(pictures.values()))])
     remove_forsaken(path.parent, f"{TEMPORARY}*")
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:

@@ -1,7 +1,7 @@
 """The card of an exported file: what it takes and gives, what it was made of, and what it has seen."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,11 +12,12 @@ from vitreous.data.tables import Columns
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.fields import read_fields
+from vitreous.infer.engines import PRECISIONS
 from vitreous.rundir import SPLITS, SplitRow
 from vitreous.strict import parse_json
 
 VERSION = 1  # of exported files; one that this version of vitreous cannot read is refused
-LARGEST = 64 << 20  # bytes of a card
+LARGEST_CARD = 64 << 20  # bytes of a card
 DIGITS = 12  # of a digest: among a million pictures, one other in 300 million is taken for one of them
 
 
@@ -36,6 +37,15 @@ class Seen:
     def sides(self) -> dict[str, str]:
         """The side by the beginning of a digest; of several sides training comes first, then validation."""
         return {digest: side for side in reversed(SPLITS) for digest in getattr(self, side).split()}
+
+
+@dataclass(frozen=True)
+class Port:
+    """What a graph takes or gives, as a runtime tells it."""
+
+    names: Collection[str]
+    depth: str  # of `InputSpec`; "" for another type of numbers
+    shape: Sequence[Any]  # numbers or words for what is free; () where it is not known
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Card:
     @classmethod
     def from_json(cls, text: str | bytes, path: Path) -> Self:
         """The card that `to_json` wrote. Raises `InputError` for anything else."""
-        values = parse_json(text, f"{path}: the card in it", LARGEST)
+        values = parse_json(text, f"{path}: the card in it", LARGEST_CARD)
         version = values.get("format")
         if version != VERSION:
             raise InputError(f"{path} is an export of format {version}: this version of vitreous reads {VERSION}")
@@ -69,17 +79,27 @@ class Card:
             card = read_fields(_Written, values, "the card")
             parts = (InputSpec.from_json(card.input), Task.from_json(card.task))
             calibration = Calibration.from_json(card.calibration)
+            if card.precision not in PRECISIONS:
+                raise InputError(f"precision is {card.precision!r}: expected {', '.join(PRECISIONS)}")
         except InputError as fault:
             raise InputError(f"{path}: the card in it is damaged: {fault}") from None
         return cls(*parts, calibration, card.precision, bool(card.mirrored), card.columns, card.origin, card.seen)
 
-    def check(self, last: Sequence[Any], path: Path) -> None:
-        """Raises `InputError` where a graph's inputs and outputs have other last dimensions than channels, outputs and
-        answers.
+    def check(self, inputs: Sequence[Port], outputs: Sequence[Port], path: Path) -> None:
+        """Raises `InputError` where a graph takes anything but pixels (B, H, W, C) of this depth, or gives anything but
+        `outputs` and `answers`, (B, K) both.
         """
-        expected = [self.spec.channels, self.task.outputs, self.task.outputs]
-        if list(map(str, last)) != list(map(str, expected)):
+        taken = [(port.depth, len(port.shape), str(port.shape[-1])) for port in inputs if port.shape]
+        given = [str(port.shape[-1]) for port in outputs if port.shape]
+        named = len(outputs) == 2 and "outputs" in outputs[0].names and "answers" in outputs[1].names
+        expected = [(self.spec.depth, 4, str(self.spec.channels))], [str(self.task.outputs)] * 2
+        if len(inputs) != 1 or not named or (taken, given) != expected:
             raise InputError(f"{path}: its card is of another model; expected a file that `vitreous export` made")
+
+
+def identity(origin: dict[str, Any], spec: InputSpec) -> dict[str, Any]:
+    """What a model's outputs depend on, of what it was made of: not how its run is called, nor where it lies."""
+    return {name: origin.get(name) for name in ("weights", "merge", "vitreous", "torch")} | {"input": spec.to_json()}
 
 
 @dataclass(frozen=True)

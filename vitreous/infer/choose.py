@@ -4,15 +4,16 @@ import dataclasses
 import hashlib
 import json
 import platform
-from collections.abc import Callable
-from contextlib import suppress
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitreous.errors import InputError
+from vitreous.errors import InputError, first_line
 from vitreous.fields import read_fields
 from vitreous.files import write_atomically
 from vitreous.infer.agreement import Agreement
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from vitreous.infer.predictor import Predictor
 
 MEMORY, MOST_MEMORY = "choices.json", 1 << 20  # and its bytes at most
-ROUNDS = 2  # in which all engines take turns; the best of each counts, since what else the machine does only slows
+TURNS = 2  # in which all engines take turns; the best of each counts, since what else the machine does only slows
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,15 @@ class _Choice:
 
 @dataclass(frozen=True)
 class Trial:
-    """An engine, how fast it is, and how far it agrees, where that was looked at."""
+    """An engine, how fast it is, and how far it agrees."""
 
     engine: Engine
     rate: float  # pictures a second
-    agreement: Agreement | None = None
+    agreement: Agreement
 
     def line(self) -> str:
         """In words."""
-        agreement = f"; {self.agreement.line()}" if self.agreement else ""
-        return f"{describe(self.engine)}: {self.rate:,.0f} pictures/s{agreement}"
+        return f"{describe(self.engine)}: {self.rate:,.0f} pictures/s; {self.agreement.line()}"
 
 
 def remembers(predictor: "Predictor") -> bool:
@@ -65,11 +65,11 @@ def choose_engine(predictor: "Predictor", say: Callable[[str], None]) -> Engine:
     tried = _tried(predictor)
     late = partial(validation_judge, predictor, options.data)
     if len(tried) == 1 and tried[0][1] == "fp32" and not options.merge:
-        return build(predictor, *tried[0], late)
+        return _first(predictor, tried, late, say)
     key, path = _key(predictor), folder_of(predictor) / MEMORY
     memory = _remembered(path, tried)
     if key in memory:
-        with suppress(InputError):  # the engine's file is gone, and what it was made of too
+        with suppress(Exception):  # the engine's file is gone, and what it was made of too
             engine = build(predictor, *memory[key].chosen, late)
             say(f"engine: {memory[key].said}; as measured before")
             return engine
@@ -94,37 +94,71 @@ def choose_engine(predictor: "Predictor", say: Callable[[str], None]) -> Engine:
 
 
 def _fastest(predictor: "Predictor", tried: list[tuple[str, str]], judge: Judge, say: Callable[[str], None]) -> Trial:
-    """The fastest engine that agrees; one that was asked for by name and precision also where it does not."""
-    engines = []
-    for name, precision in tried:
-        if len(tried) > 1:
-            say(f"  {name}, {precision} …")
-        try:
-            engines.append(build(predictor, name, precision, lambda: judge))
-        except InputError as fault:
-            if len(tried) == 1:
-                raise
-            say(f"  {name}, {precision}: {fault}")
-    rounds = [[judge.rate(engine) for engine in engines] for _ in range(ROUNDS)]
-    trials = [Trial(engine, max(rates)) for engine, *rates in zip(engines, *rounds, strict=True)]
-    for trial in sorted(trials, key=lambda trial: -trial.rate):
-        trial = dataclasses.replace(trial, agreement=judge.agreement(trial.engine))
-        assert trial.agreement is not None
-        if trial.agreement.holds(predictor.options.bar):
-            return trial
-        if len(tried) == 1:
-            say("note: beyond what a faster engine may cost; it was asked for")
-            return trial
-        say(f"  not taken: {trial.line()}")
-    raise InputError(f"none of {', '.join(f'{name} in {kind}' for name, kind in tried)} agrees: try --engine torch")
+    """The fastest engine that agrees; one that was asked for by name and precision also where it does not.
+
+    Of several, those that fail are passed over. Raises `InputError` where none is left.
+    """
+    alone, verdict = len(tried) == 1, "can be made"
+    engines: dict[tuple[str, str], Engine] = {}
+    rates: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for one in tried:
+        if not alone:
+            say(f"  {', '.join(one)} …")
+        with _spared(one, alone, say):
+            engines[one] = build(predictor, *one, lambda: judge)
+    for one in tried * TURNS:
+        if engine := engines.pop(one, None):
+            with _spared(one, alone, say):
+                rates[one].append(judge.rate(engine))
+                engines[one] = engine
+    for one in sorted(engines, key=lambda one: -max(rates[one])):
+        with _spared(one, alone, say):
+            trial = Trial(engines[one], max(rates[one]), judge.agreement(engines[one]))
+            if trial.agreement.holds(predictor.options.bar):
+                return trial
+            if alone:
+                say("note: beyond what a faster engine may cost; it was asked for")
+                return trial
+            say(f"  not taken: {trial.line()}")
+            verdict = "agrees"
+    raise _none_of(tried, verdict)
+
+
+@contextmanager
+def _spared(one: tuple[str, str], alone: bool, say: Callable[[str], None]) -> Iterator[None]:
+    """What fails inside, and libraries raise what they like, is a word about one engine of several; of one `alone` it
+    is an `InputError`.
+    """
+    try:
+        yield
+    except Exception as fault:
+        if not alone:
+            say(f"  {', '.join(one)}: {first_line(fault)}")
+        elif isinstance(fault, InputError):
+            raise
+        else:
+            raise InputError(f"{', '.join(one)}: {first_line(fault)}") from fault
+
+
+def _none_of(tried: list[tuple[str, str]], verdict: str) -> InputError:
+    return InputError(f"none of {', '.join(f'{name} in {kind}' for name, kind in tried)} {verdict}: try --engine torch")
+
+
+def _first(
+    predictor: "Predictor", tried: list[tuple[str, str]], judge: Callable[[], Judge], say: Callable[[str], None]
+) -> Engine:
+    """The first that can be made."""
+    for one in tried:
+        with _spared(one, len(tried) == 1, say):
+            return build(predictor, *one, judge)
+    raise _none_of(tried, "can be made")
 
 
 def _unmeasured(
     predictor: "Predictor", tried: list[tuple[str, str]], judge: Callable[[], Judge], say: Callable[[str], None]
 ) -> Engine:
     """What can be had without pictures: of several the first in fp32."""
-    exact = [one for one in tried if one[1] == "fp32"] or tried
-    engine = build(predictor, *exact[0], judge)
+    engine = _first(predictor, [one for one in tried if one[1] == "fp32"] or tried, judge, say)
     say(f"engine: {describe(engine)}; not measured")
     return engine
 
@@ -135,7 +169,7 @@ def _key(predictor: "Predictor") -> str:
     asked = [options.engine, options.precision, options.merge, dataclasses.asdict(options.bar)]
     machine = [str(predictor.device), predictor.threads, _processor()]
     versions = [_version(name) for name in ("openvino", "onnxruntime", "nncf")]
-    text = json.dumps([predictor.origin, asked, machine, versions])
+    text = json.dumps([predictor.identity, asked, machine, versions])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -2,12 +2,13 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vitreous.data.preprocess import InputSpec, Size
 from vitreous.errors import InputError
@@ -18,6 +19,7 @@ from vitreous.training.recipe import choose_precision
 ENGINES = ("torch", "compiled", "openvino", "onnxruntime")
 PRECISIONS = ("fp32", "bf16", "int8")
 BATCHES: tuple[int, ...] = (1, 4, 8)  # pictures that OpenVINO compiles for; a batch is filled up to the next of them
+BATCH = 32  # pictures that an engine is given at once, where there are so many
 LEAST = 4  # pictures that are worth a lane
 FAST = "pip install 'vitreous[fast]'"
 
@@ -30,7 +32,9 @@ class Engine(Protocol):
     batches: tuple[int, ...]  # numbers of pictures that it computes without filling up; (): any
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels (B, H, W, C) as `InputSpec.read` makes them, of one of its sizes -> outputs (B, K) in float32."""
+        """Pixels (B, H, W, C) as `InputSpec.read` makes them, of one of its sizes -> outputs (B, K) in float32: logits,
+        or numbers in deviations from the mean. Raises what its library does, of whatever kind.
+        """
         ...
 
 
@@ -48,8 +52,8 @@ class TorchEngine:
         self.name, self.precision = "compiled" if compiled else "torch", precision
         self.spec, self.device = spec, device
         self.model = model.eval().to(device)
-        self.forward = torch.compile(self.model, dynamic=False) if compiled else self.model
         self.batches = tuple(1 << n for n in range(6)) if compiled else ()  # it is compiled anew for every number
+        self.forward = compiled_for(self.model, len(self.batches) * len(spec.sizes)) if compiled else self.model
         self.lanes = Lanes(1 if compiled else torch.get_num_threads(), device)
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
@@ -67,6 +71,22 @@ class TorchEngine:
             return self.forward(normalised).float().cpu().numpy()
 
 
+def compiled_for(model: VisionTransformer, shapes: int) -> Callable[[Tensor], Tensor]:
+    """A model that is compiled anew for every shape of images, so many, and in every precision.
+
+    PyTorch by itself gives up after eight, and says so in a log alone.
+    """
+    from torch._dynamo import config  # a second that only this takes
+
+    forward = torch.compile(model, dynamic=False)
+
+    def run(images: Tensor) -> Tensor:
+        with config.patch(recompile_limit=len(PRECISIONS) * shapes):  # a setting of each thread
+            return forward(images)
+
+    return run
+
+
 class OpenVINOEngine:
     """OpenVINO on a CPU: a graph a size of pictures, compiled for a few sizes of batches when they first come.
 
@@ -79,12 +99,7 @@ class OpenVINOEngine:
     def __init__(self, graphs: Mapping[Size, Any], precision: str, threads: int):
         self.precision, self.batches, self.streams = precision, BATCHES, lanes_of(threads)
         core = import_openvino().Core()
-        reduced = precision != "fp32" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        options = {
-            "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
-            "ENABLE_CPU_PINNING": False,  # decoding needs the cores too
-        }
+        options = openvino_options(core, precision, threads)
 
         @lru_cache(maxsize=(len(BATCHES) + 1) * len(graphs))
         def requests(size: Size, batch: int, streams: int) -> list[Any]:
@@ -100,7 +115,7 @@ class OpenVINOEngine:
         return self.both(pixels)[0]
 
     def both(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, H, W, C) -> outputs, and calibrated answers, both (B, K)."""
+        """(B, H, W, C) -> outputs, and calibrated answers: probabilities, or numbers in their units; both (B, K)."""
         batch = next((size for size in BATCHES if size >= len(pixels)), BATCHES[-1])
         requests = self._requests(pixels.shape[1:3], batch, self.streams if len(pixels) > batch else 1)
         pieces = [pixels[start : start + batch] for start in range(0, len(pixels), batch)]
@@ -136,9 +151,19 @@ class ONNXEngine:
         return self.both(pixels)[0]
 
     def both(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(B, H, W, C) -> outputs, and calibrated answers, both (B, K)."""
+        """(B, H, W, C) -> outputs, and calibrated answers: probabilities, or numbers in their units; both (B, K)."""
         outputs, answers = self.session.run(["outputs", "answers"], {"pixels": np.ascontiguousarray(pixels)})
         return np.asarray(outputs), np.asarray(answers)
+
+
+def openvino_options(core: Any, precision: str, threads: int) -> dict[str, Any]:
+    """How OpenVINO compiles a graph of a precision: below fp32 it computes in bf16, where the CPU can."""
+    reduced = precision != "fp32" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return {
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "bf16" if reduced else "f32",
+        "ENABLE_CPU_PINNING": False,  # decoding needs the cores too
+    }
 
 
 def filled(pixels: np.ndarray, batch: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +45,11 @@ def evaluate(
     source = source.only(predictor.world.agree(lambda: _scored(predictor, source, split, say)))
     predictor.task.encode(source.columns, source.names)  # a fault in the targets shows before the work
     chunks, faults = [], {}
-    for numbers, answers, more in predictor.answers(source, say):
-        chunks.append(answers)
-        faults |= more
-        progress(numbers[-1] + 1, len(source))
+    with closing(predictor.answers(source, say)) as found:
+        for numbers, answers, more in found:
+            chunks.append(answers)
+            faults |= more
+            progress(numbers[-1] + 1, len(source))
     if faults and not skip_bad:
         raise InputError.listing(
             f"{len(faults):,} of {len(source):,} pictures cannot be used:",

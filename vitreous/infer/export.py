@@ -11,17 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from vitreous.data.processes import python_command
 from vitreous.errors import InputError, counted
-from vitreous.infer.agreement import Agreement
+from vitreous.infer.agreement import Agreement, Bar
 from vitreous.infer.build import write_export
-from vitreous.infer.engines import PRECISIONS, TorchEngine
+from vitreous.infer.engines import BATCH, PRECISIONS, TorchEngine
 from vitreous.infer.files import FORMATS, format_of, open_export
-from vitreous.infer.judge import BATCH, TIMED, Judge, noise_judge, rate, validation_judge
+from vitreous.infer.judge import TIMED, Judge, noise_judge, rate, validation_judge
 from vitreous.infer.predictor import Predictor, load
 from vitreous.infer.sample import Sample
 from vitreous.training.recipe import choose_threads
 
+MAIN = "from vitreous.infer.export import main\nmain()"  # what the fresh process runs
 EXACT = 1e-4  # how far the answers in the file may be from those that its outputs give
+SAME = 1e-3  # how far the probability of the answer, or a number in deviations, may move in fp32, in the mean, on noise
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def export(
 ) -> Export:
     """Writes a run as one file, .onnx or OpenVINO's .zip, that takes pixels as they are stored and gives answers.
 
-    Another process then answers the run's validation pictures with it. `options` are `merge`, `bar` and `data` of
-    `AnswerConfig`. Raises `InputError`, and leaves no file, where the answers are beyond the bar, or where format,
-    precision or name do not fit each other.
+    Another process then answers the run's validation pictures with it; where they are gone, pictures of noise.
+    `options` are `merge`, `bar` and `data` of `AnswerConfig`. Raises `InputError`, and leaves no file, where the
+    answers are beyond the bar, or where format, precision or name do not fit each other.
     """
     if not isinstance(run, Predictor) and format_of(run):
         raise InputError(f"{run} is an exported file: expected the run directory that it was made of")
@@ -83,7 +86,7 @@ def export(
         say(f"answering {counted(len(judge.sample), 'picture')} with it, in another process …")
         answers, speed = _replayed(temporary, judge)
         agreement = judge.compared(answers)
-        _refuse_worse(agreement, predictor, precision, known)
+        _refuse_worse(agreement, predictor.options.bar, precision, known)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -114,8 +117,7 @@ def _replayed(path: Path, judge: Judge) -> tuple[np.ndarray, float]:
     with tempfile.TemporaryDirectory() as folder:
         asked, found = Path(folder) / "asked.npz", Path(folder) / "found.npz"
         np.savez(asked, *judge.sample.pixels.values())
-        words = [sys.executable, "-m", "vitreous.infer.export", path, asked, found]
-        done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+        done = subprocess.run(python_command(MAIN, *map(str, (path, asked, found))), capture_output=True, text=True)
         if done.returncode:
             raise InputError(f"{path.suffix} was made, but another process cannot use it: {done.stderr.strip()[-500:]}")
         with np.load(found) as file:
@@ -139,11 +141,16 @@ def replay(path: str, asked: str, found: str) -> None:
     np.savez(found, answers=answers, rate=rate(engine, max(pixels, key=len)[:TIMED]))
 
 
-def _refuse_worse(agreement: Agreement, predictor: Predictor, precision: str, known: bool):
+def _refuse_worse(agreement: Agreement, bar: Bar, precision: str, known: bool) -> None:
     if not np.isfinite(agreement.largest):
         raise InputError(f"in {precision} it gives no numbers: nothing was written")
-    if known and not agreement.holds(predictor.options.bar):
-        bar = predictor.options.bar
+    most = SAME if precision == "fp32" else bar.max_shift
+    if not known and not agreement.shift <= most:
+        raise InputError(
+            f"in {precision} it does not compute what the checkpoint does, so nothing was written: {agreement.line()}. "
+            f"Allowed is a mean change of {most:g}: expected another --precision or --format, or pictures by --data"
+        )
+    if known and not agreement.holds(bar):
         raise InputError(
             f"in {precision} it does not agree with the checkpoint, so nothing was written: {agreement.line()}.\n"
             f"Allowed are {bar.max_loss:g} points of accuracy and a mean change of {bar.max_shift:g} (--max-loss, "
@@ -151,7 +158,8 @@ def _refuse_worse(agreement: Agreement, predictor: Predictor, precision: str, kn
         )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """`replay` of the command line's words."""
     try:
         replay(*sys.argv[1:])
     except InputError as fault:

@@ -1,7 +1,9 @@
 """Graphs in exported files, looked at before a runtime sees them: operators that compute, and nothing else.
 
-A graph may hold what tensors are computed by. It may not name another file, bring functions or operators of its own,
-loop, or make large tensors of small numbers (in OpenVINO's graphs that shows once it has read them: `check_shapes`).
+A graph may hold what tensors are computed by. It may not name another file, bring functions or operators of its own, or
+loop. Where ONNX's operators make tensors of a size that is a number in the file, it may not be large; OpenVINO tells the
+sizes that it knows once it has read a graph (`check_shapes`). What comes of sizes that are worked out, as from those of
+the pixels, or of products, is not bounded here.
 ONNX is walked as protobuf's bytes, OpenVINO's XML by its start tags: neither is built in memory, so that a file costs
 no more than its size.
 """
@@ -161,8 +163,9 @@ class _Walk:
             raise _OddError(f"the operator {domain[:40]}{'.' * bool(domain)}{kind[:40]}")
         if kind in MAKING:
             self.made.append((kind, [self.text(name) for name in values.get(1, [])]))
-        if kind == "Constant" and values.get("constant"):
-            self.known |= {self.text(name): values["constant"] for name in values.get(2, [])}
+        if kind == "Constant":
+            for name in map(self.text, values.get(2, [])):
+                self.know(name, values.get("constant") or [])
         return values
 
     def _attribute(self, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -186,8 +189,12 @@ class _Walk:
             for start, end in values.get(9, []):
                 numbers += [n for (n,) in struct.iter_unpack("<q", bytes(self.content[start:end]))]
         for name in map(self.text, values.get(8, [])):
-            self.known[name] = numbers
+            self.know(name, numbers)
         return {"numbers": numbers}
+
+    def know(self, name: str, numbers: list[int]) -> None:
+        """Keeps the numbers of a tensor; of several with one name, in graphs inside each other, the largest."""
+        self.known[name] = max(self.known.get(name, []), numbers, key=_size)
 
     def numbers(self, values: list[Any]) -> list[int]:
         """Whole numbers, one by one or packed."""
@@ -213,8 +220,15 @@ class _Walk:
         """What operators make of numbers that the file itself holds is bounded."""
         for kind, inputs in self.made:
             for name in inputs[1:] if kind in ("Expand", "Pad", "Tile") else inputs:
-                if math.prod(max(1, abs(number)) for number in self.known.get(name, [])) > MOST_NUMBERS:
+                numbers = self.known.get(name, [])
+                if kind == "Range" and name in self.known and not numbers:
+                    raise _OddError("the operator Range with a limit that is no whole number")
+                if _size(numbers) > MOST_NUMBERS:
                     raise _OddError(f"the operator {kind} with a result of more than {MOST_NUMBERS:,} numbers")
+
+
+def _size(numbers: list[int]) -> int:
+    return math.prod(max(1, abs(number)) for number in numbers)
 
 
 def check_openvino(text: bytes, path: Path) -> None:

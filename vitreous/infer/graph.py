@@ -17,7 +17,7 @@ from vitreous.infer.surgery import operate
 from vitreous.model.position import Grid
 from vitreous.model.vit import VisionTransformer
 
-MOST = 4096  # pictures in a batch
+MOST_AT_ONCE = 4096  # pictures in a batch
 
 
 class Answering(nn.Module):
@@ -59,7 +59,7 @@ def export_graphs(
     are resampled among them; these are worked out here, by the code that trained them.
     """
     graph = Answering(model, spec, task, calibration).cpu().eval()
-    batch, graphs = Dim("batch", min=1, max=MOST), {}
+    batch, graphs = Dim("batch", min=1, max=MOST_AT_ONCE), {}
     with torch.no_grad(), quiet():
         for size in spec.sizes:
             sample = torch.zeros(2, *size, spec.channels, dtype=getattr(torch, spec.depth))

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitreous.infer.agreement import Agreement, compare
-from vitreous.infer.engines import Engine, TorchEngine
+from vitreous.infer.engines import BATCH, Engine, TorchEngine
 from vitreous.infer.sample import Sample, own_pictures
 from vitreous.model.vit import VisionTransformer
 
 if TYPE_CHECKING:
     from vitreous.infer.predictor import Predictor
 
-BATCH = 32
 TIMED = 128  # pictures whose answers are timed
 ROUNDS, SECONDS = 3, 3.0  # at most so many times, and about so long
 NOISE = 64  # pictures of noise, where the run has none

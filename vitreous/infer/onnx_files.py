@@ -16,14 +16,15 @@ from torch.export import ExportedProgram
 from vitreous.data.preprocess import Size
 from vitreous.errors import InputError
 from vitreous.files import write_whole
-from vitreous.infer.card import Card
+from vitreous.infer.card import Card, Port
 from vitreous.infer.engines import ONNXEngine, import_quietly
 from vitreous.infer.foreign import check_onnx, unreadable
 from vitreous.infer.graph import quiet
 from vitreous.strict import open_regular
 
-EXPECTED = "expected_pixels_of_"  # the name of the node that fails where they are of no such size, and then these
-LARGEST = 2 << 30  # bytes of an ONNX file: protobuf's own limit
+WRONG_SIZE = "expected_pixels_of_"  # the name of the node that fails where they are of no such size, and then these
+LARGEST_FILE = 2 << 30  # bytes of an ONNX file: protobuf's own limit
+TYPES = {"tensor(uint8)": "uint8", "tensor(uint16)": "uint16", "tensor(float)": "float32"}  # of pixels
 OPSET = 20  # of ONNX: the first whose Gelu is an operator
 
 
@@ -41,7 +42,7 @@ def to_onnx(program: ExportedProgram) -> Any:
 
 def check_fits(model: Any) -> None:
     """Raises `InputError` where a model is larger than ONNX can hold in one file."""
-    if model.ByteSize() >= LARGEST:
+    if model.ByteSize() >= LARGEST_FILE:
         raise InputError(f"{model.ByteSize() / 2**30:.1f} GiB, and ONNX holds 2 in one file; use --format openvino")
 
 
@@ -136,7 +137,7 @@ def _last_branch(number: int, size: Size, graph: Any, card: Card, sizes: Sequenc
     """
     onnx = import_quietly("onnx")
     helper = onnx.helper
-    expected = EXPECTED + "_or_".join(f"{h}x{w}" for h, w in sizes)
+    expected = WRONG_SIZE + "_or_".join(f"{h}x{w}" for h, w in sizes)
     comparison, wanted = _comparison(number, size)
     shape, reshape = _reshape(number, size, card)
     one = helper.make_tensor("one", onnx.TensorProto.INT64, [], [1])
@@ -214,16 +215,15 @@ def open_onnx(path: Path, threads: int) -> tuple[Card, ONNXEngine]:
     """The card of a file, and the engine that runs it. Raises `InputError` for any other file."""
     import_quietly("onnxruntime")
     with open_regular(path) as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
         raise InputError(f"{path} is larger than ONNX allows: expected a file that `vitreous export` made")
     text = check_onnx(content, path)
     card = Card.from_json(text, path)
     try:
-        engine = ONNXEngine(content, threads)
-        shapes = [node.shape for node in (*engine.session.get_inputs(), *engine.session.get_outputs())]
+        engine = ONNXEngine(content, threads, card.precision)
+        sides = engine.session.get_inputs(), engine.session.get_outputs()
     except Exception as fault:  # ONNX Runtime's own kinds share no other class
         raise unreadable(path, "ONNX Runtime", fault) from None
-    card.check([shape[-1] for shape in shapes if shape], path)
-    engine.precision = card.precision
+    card.check(*([Port({node.name}, TYPES.get(node.type, ""), node.shape) for node in side] for side in sides), path)
     return card, engine

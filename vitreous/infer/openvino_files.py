@@ -12,19 +12,21 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 
 from vitreous.data.preprocess import Size
 from vitreous.errors import InputError
 from vitreous.files import write_whole
-from vitreous.infer.card import LARGEST, Card
+from vitreous.infer.card import LARGEST_CARD, Card, Port
 from vitreous.infer.engines import OpenVINOEngine, import_openvino
 from vitreous.infer.foreign import EXPECTED, check_openvino, unreadable
 from vitreous.infer.graph import quiet
 from vitreous.strict import ZIP_FAULTS, check_archive
 
 LARGEST_TEXT = 16 << 20  # bytes of a graph without its weights
+TYPES = {"u8": "uint8", "u16": "uint16", "f32": "float32"}  # of pixels
 MOST_IN_A_TENSOR = 1 << 32  # numbers: attention of 65,536 tokens to each other
 
 
@@ -104,25 +106,31 @@ def check_shapes(graph: Any, path: Path) -> None:
 def open_openvino(path: Path, threads: int) -> tuple[Card, OpenVINOEngine]:
     """The card of a file, and the engine that runs it. Raises `InputError` for any other file."""
     openvino, graphs = import_openvino(), {}
+    core = openvino.Core()
     members = {member.filename for member in check_archive(path, times=1)}
     with _opened(path) as file:
-        card = Card.from_json(_member(file, "vitreous.json", path, LARGEST), path)
+        card = Card.from_json(_member(file, "vitreous.json", path, LARGEST_CARD), path)
         names = {size: f"{graph_name(size)}.xml" for size in card.spec.sizes}
         if strange := sorted(members - {"vitreous.json", "weights.bin", *names.values()}):
             raise InputError(f"{path} holds {strange[0]!r}: expected a file that `vitreous export` made")
-        weights = _member(file, "weights.bin", path)
+        weights = openvino.Tensor(np.frombuffer(_member(file, "weights.bin", path), np.uint8))  # which graphs share
         for size in card.spec.sizes:
             text = _member(file, names[size], path, LARGEST_TEXT)
             check_openvino(text, path)
             try:
-                graphs[size] = openvino.Core().read_model(model=text, weights=weights)
+                graphs[size] = core.read_model(model=text, weights=weights)
                 check_shapes(graphs[size], path)
-                ports = (*graphs[size].inputs, *graphs[size].outputs)
-                last = [port.get_partial_shape()[-1].to_string() for port in ports]
-            except (RuntimeError, IndexError) as fault:
+                ports = [[_port(port) for port in side] for side in (graphs[size].inputs, graphs[size].outputs)]
+            except RuntimeError as fault:
                 raise unreadable(path, "OpenVINO", fault) from None
-            card.check(last, path)
+            card.check(*ports, path)
     return card, OpenVINOEngine(graphs, card.precision, threads)
+
+
+def _port(port: Any) -> Port:
+    shape = port.get_partial_shape()
+    sizes = [one.to_string() for one in shape] if shape.rank.is_static else []
+    return Port(port.get_names(), TYPES.get(port.get_element_type().get_type_name(), ""), sizes)
 
 
 def _opened(path: Path) -> zipfile.ZipFile:

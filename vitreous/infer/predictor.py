@@ -25,9 +25,9 @@ from vitreous.data.tables import Columns
 from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.agreement import Bar
-from vitreous.infer.card import Seen
+from vitreous.infer.card import Seen, identity
 from vitreous.infer.division import divided
-from vitreous.infer.engines import Engine, TorchEngine, candidates, describe
+from vitreous.infer.engines import BATCH, Engine, TorchEngine, candidates, describe
 from vitreous.infer.files import format_of, open_export
 from vitreous.infer.pipeline import Answered, outputs_in_order
 from vitreous.model.config import ModelConfig
@@ -38,7 +38,6 @@ from vitreous.training.torchrun import current
 
 Picture = str | os.PathLike | np.ndarray
 VIEWS = ("one", "flip", "shift")
-BATCH = 32
 WORK = 2e13  # floating-point operations, a minute or so on two cores: a search for the fastest engine pays from there
 ENOUGH = 512  # pictures from which on it pays to load the one that was found before
 
@@ -121,7 +120,7 @@ class Predictor:
         """
         self.spec, self.task, self.calibration, self.options = spec, task, calibration, options
         self.world = current()
-        self.device = self.world.use(choose_device(options.device))
+        self.device = self.world.use(choose_device("cpu" if run is None else options.device))
         self.batch, self.threads = BATCH, choose_threads(None)
         self._run, self._engine, self._seen, self.columns = run, engine, seen, columns
         self.converted: dict[str, Any] = {}  # graphs by format, while engines are made of them
@@ -155,7 +154,7 @@ class Predictor:
         """What an export is made of: the run, its weights, and versions."""
         config, path, place = self.run.config(), self.run.path, self.run.config().get("data")
         return {
-            "run": path.name,
+            "run": path.resolve().name,
             "data": Path(str(place)).name if place else config.get("imported"),
             "weights": hashlib.blake2b((path / "model.safetensors").read_bytes(), digest_size=16).hexdigest(),
             "merge": self.options.merge,
@@ -163,6 +162,11 @@ class Predictor:
             "vitreous": version("vitreous"),
             "torch": version("torch"),
         }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its outputs depend on, however the run is called. Raises `InputError` for an exported file."""
+        return identity(self.origin, self.spec)
 
     @cached_property
     def model(self) -> VisionTransformer:
@@ -185,7 +189,10 @@ class Predictor:
         return self._engine
 
     def settle(self, say: Callable[[str], None] = print) -> None:
-        """Chooses the engine that the options ask for: once for a run, by a measurement that is kept in its folder."""
+        """Chooses the engine that the options ask for: once for a run, by a measurement that is kept in its folder.
+
+        Raises `InputError` where there is none: it cannot be made here, or of several none agrees with the run.
+        """
         from vitreous.infer.choose import choose_engine
 
         if not self.settled:
@@ -193,9 +200,11 @@ class Predictor:
             self.converted.clear()
 
     def predict(self, pictures: Picture | Sequence[Picture]) -> list[Prediction]:
-        """Answers to files, folders (all pictures in them) or arrays (H, W) or (H, W, C), in their order.
+        """Answers to files, folders (all pictures in them) or arrays (H, W) or (H, W, C) of the model's depth, in their
+        order: calibrated probabilities, or numbers in their units.
 
-        A picture that cannot be used gets a prediction with `error`. Raises `InputError` for paths that are not there.
+        A picture that cannot be used gets a prediction with `error`. Raises `InputError` for paths that are not there,
+        and where the options ask for an engine that cannot be had.
         """
         one = isinstance(pictures, str | os.PathLike | np.ndarray)
         return list(self.stream(open_pictures([pictures] if one else pictures)))  # pyright: ignore
@@ -337,12 +346,12 @@ def _load_export(path: Path, options: AnswerConfig) -> Predictor:
     card, engine = open_export(path, choose_threads(None))
     if options.views != "one" and not card.mirrored:
         raise _no_mirror(options, path)
-    known = {"device": "cpu", "engine": engine.name, "precision": engine.precision, "views": options.views}
-    asked = dataclasses.replace(AnswerConfig(), **{name: getattr(options, name) for name in known})
-    if options != asked or any(getattr(options, name) not in ("auto", value) for name, value in known.items()):
-        raise InputError(
-            f"{path} is computed by {engine.name} in {engine.precision}, on the CPU: other engines, precisions "
-            "and devices, merging and data are for run directories"
-        )
+    own = {"device": "cpu", "engine": engine.name, "precision": engine.precision, "views": options.views}
+    usual, asked = ({**vars(some), **vars(some.bar), "bar": None} for some in (AnswerConfig(), options))
+    odd = [name for name, value in asked.items() if value not in (usual[name], own.get(name))]
+    if odd:
+        lines = [f"{name} {asked[name]}: expected {own.get(name, usual[name])}" for name in odd]
+        title = f"{path} is computed by {engine.name} in {engine.precision}, on the CPU; of the options it refuses:"
+        raise InputError.listing(title, lines, "a run directory takes them")
     parts = card.spec, card.task, card.calibration
     return Predictor(*parts, options, engine=engine, columns=card.columns, seen=card.seen)

@@ -18,7 +18,7 @@ from vitreous.errors import InputError
 if TYPE_CHECKING:
     from vitreous.infer.predictor import Predictor
 
-MOST = 2_000  # pictures that answers are compared on
+COMPARED = 2_000  # pictures that answers are compared on, at most
 MOST_BYTES = 512 << 20  # of their pixels
 
 
@@ -39,7 +39,9 @@ class Sample:
             yield from (pixels[start : start + size] for start in range(0, len(pixels), size))
 
 
-def own_pictures(predictor: "Predictor", side: str, most: int = MOST, data: str | os.PathLike | None = None) -> Sample:
+def own_pictures(
+    predictor: "Predictor", side: str, most: int = COMPARED, data: str | os.PathLike | None = None
+) -> Sample:
     """At most so many pictures of the run's "train" or "validation" side, the same ones each time.
 
     They are looked for where the run was trained, or in `data`, and left out where they have changed since. For a run

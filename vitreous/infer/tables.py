@@ -10,6 +10,7 @@ import io
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -29,7 +30,10 @@ Schema = Mapping[str, type]  # in order, and what they hold: str, float or bool;
 
 
 def columns(task: Task, top: int) -> dict[str, type]:
-    """The columns of every row of a task, with the `top` most probable classes."""
+    """The columns of every row of a task, with the `top` most probable classes.
+
+    Raises `InputError` where a target's name would make two of them one.
+    """
     if task.kind == "classification":
         own: dict[str, type] = {}
         for place in range(min(top, task.outputs)):
@@ -38,7 +42,13 @@ def columns(task: Task, top: int) -> dict[str, type]:
     elif task.kind == "multilabel":
         own = {"labels": str, **{f"p({name})": float for name in task.names}}
     else:
-        own = {title: float for name in task.names for title in (name, f"{name} low", f"{name} high")}
+        titles = [title for name in task.names for title in (name, f"{name} low", f"{name} high")]
+        if twice := [title for title, count in Counter(["picture", "error", *titles]).items() if count > 1]:
+            raise InputError(
+                f"a table of these predictions would have two columns {twice[0]!r}: beside a target X there stand "
+                "X low and X high, picture and error. Expected a run whose targets have other names, or no table"
+            )
+        own = dict.fromkeys(titles, float)
     return {"picture": str, **own, "error": str}
 
 
@@ -64,12 +74,12 @@ def as_row(task: Task, prediction: Prediction, top: int) -> Row:
 def check_name(path: Path, append: bool = False) -> None:
     """Raises `InputError` for a name whose ending is none that can be written, or with `append` none to go on with."""
     ending = path.suffix.lower()
-    if ending not in (*FORMATS, PARQUET):
-        raise InputError(f"--out {path}: expected a name that ends in {', '.join((*FORMATS, PARQUET))}")
-    if append and ending not in FORMATS:
+    if ending not in (*FORMS, PARQUET):
+        raise InputError(f"--out {path}: expected a name that ends in {', '.join((*FORMS, PARQUET))}")
+    if append and ending not in FORMS:
         raise InputError(
             f"--skip-done goes on with a table that grows row by row: expected an --out that ends in "
-            f"{' or '.join(FORMATS)}, not {path}"
+            f"{' or '.join(FORMS)}, not {path}"
         )
 
 
@@ -88,7 +98,7 @@ def write_rows(rows: Iterable[Row], path: Path, columns: Schema, *, append: bool
     if path.suffix.lower() == PARQUET:
         write_whole(path, lambda temporary: _write_parquet(iter(rows), temporary, columns))
         return
-    form, part = FORMATS[path.suffix.lower()](columns), part_of(path)
+    form, part = FORMS[path.suffix.lower()](columns), part_of(path)
     waiting = [] if append else [form.head]
 
     def push() -> None:
@@ -124,7 +134,7 @@ def keep_done(path: Path, task: Task, top: int) -> set[str]:
     task and `top` give, for a damaged table and for Parquet.
     """
     check_name(path, append=True)
-    form, part = FORMATS[path.suffix.lower()](columns(task, top)), part_of(path)
+    form, part = FORMS[path.suffix.lower()](columns(task, top)), part_of(path)
     old = part if part.exists() else path
     classes = set(task.names) if task.kind == "classification" else None
     names: set[str] = set()
@@ -226,7 +236,7 @@ class JSONLines:
             yield row, line
 
 
-FORMATS: dict[str, Callable[[Schema], CSV | JSONLines]] = {".csv": CSV, ".jsonl": JSONLines}
+FORMS: dict[str, Callable[[Schema], CSV | JSONLines]] = {".csv": CSV, ".jsonl": JSONLines}
 PARQUET = ".parquet"
 
 

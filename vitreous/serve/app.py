@@ -25,6 +25,7 @@ WHY = {
     413: "the request, or a picture, is too large",
     415: "the body is of another kind",
     422: "the picture cannot be used, or an option does not fit",
+    500: "the server failed; its log says why",
     429: "too many wait; Retry-After says when to try again",
     503: "not begun with before its deadline",
 }
@@ -56,6 +57,10 @@ def create_app(routes: APIRouter, settings: Settings, metrics: Metrics) -> ASGIA
     async def not_valid(_: Request, fault: RequestValidationError) -> Response:
         faults = [f"{one['loc'][-1]}: {one['msg']}" for one in fault.errors()]
         return as_json({"error": "; ".join(faults)}, 422)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, fault: Exception) -> Response:  # which is raised again, for the log
+        return as_json({"error": WHY[500]}, 500)
 
     if settings.key:
         described = app.openapi()

@@ -6,6 +6,7 @@ batch of one size of pictures, and never waits for more. All that is counted is 
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
@@ -14,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from vitreous.data.workers import DECODERS
-from vitreous.errors import InputError, counted
+from vitreous.errors import InputError, StartError, counted
 from vitreous.infer.predictor import Predictor
 from vitreous.serve.forms import Upload
 from vitreous.serve.metrics import Metrics
@@ -26,8 +28,9 @@ from vitreous.serve.replies import Refused
 from vitreous.serve.settings import Settings
 
 WINDOW = 10.0  # seconds over which the rate is measured that tells when to try again
+UNABLE = 10.0  # seconds for which the server is not ready once nothing could be decoded
 FULL_ENOUGH = 0.7  # share of a batch that is compiled for, from which on the rest of it may go empty
-NICE = 5  # by how much decoding stands back behind the engine, whose threads wait for each other
+NICE = 5  # by how much all else stands back behind the engine, whose threads wait for each other
 
 logger = logging.getLogger("vitreous.serve")
 
@@ -50,7 +53,7 @@ class Job:
     """A picture on its way: bytes, then pixels, then an answer or why there is none."""
 
     asked: Asked
-    upload: Upload | None  # until it is decoded
+    upload: Upload | None  # until a thread decodes it, or it is given up
     size: int = 0  # which of the spec's
     pixels: np.ndarray | None = None
     answer: np.ndarray | None = None  # (outputs,), calibrated
@@ -80,6 +83,7 @@ class Batcher:
         self._ready: dict[int, list[Job]] = {number: [] for number in range(len(predictor.spec.sizes))}
         self._changed = threading.Condition()  # guards _ready and _stopping
         self._stopping = False
+        self._unable = -math.inf  # on the monotonic clock: when nothing could be decoded, if nothing was since
         self._warm: Future[None] = Future()
         self._engine = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -87,6 +91,11 @@ class Batcher:
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
         return self._engine.is_alive()
+
+    @property
+    def ready(self) -> bool:
+        """Whether pictures can be decoded, by what was seen of late, and computed."""
+        return self.alive and time.monotonic() > self._unable + UNABLE
 
     async def start(self) -> None:
         """Starts the engine and lets it work once on each size of pictures, so that no request waits for that."""
@@ -132,7 +141,7 @@ class Batcher:
             expiry.cancel()
         outcomes = {job.outcome for job in jobs}
         if "failed" in outcomes:
-            raise Refused(500, "the model failed on these pictures; the server's log says why")
+            raise Refused(500, "these pictures could not be worked on; the server's log says why")
         if "late" in outcomes:
             raise self._late()
         if "gone" in outcomes:
@@ -145,8 +154,12 @@ class Batcher:
         return Refused(503, f"not begun within {counted(self.settings.deadline, 'second')}", self.retry_after())
 
     def _expire(self, asked: Asked, jobs: Sequence[Job]) -> None:
-        """Answers a request that is past its deadline, though no thread has come to its pictures yet."""
-        if not asked.future.done() and not all(job.begun or job.outcome for job in jobs):
+        """Answers a request that is past its deadline, though no thread has come to its pictures yet, or none will."""
+        if asked.future.done():
+            return
+        if self.alive and all(job.begun or job.outcome for job in jobs):
+            self._loop.call_later(self.settings.deadline, self._expire, asked, jobs)
+        else:
             asked.future.set_exception(self._late())
 
     def _count(self, change: int) -> None:
@@ -178,8 +191,32 @@ class Batcher:
         with self._changed:
             job = next(asked.waiting, None)
         if job is not None:
-            with suppress(RuntimeError):  # it is being stopped
-                self._decoding.submit(self._decode, job)
+            try:
+                self._decoding.submit(self._decode, job).add_done_callback(partial(self._check, job))
+            except RuntimeError as fault:  # it is being stopped, or no thread can be had
+                self._give_up(job, fault)
+
+    def _check(self, job: Job, decoded: Future[None]) -> None:
+        """Where a job never came to a thread, or not to its end, nobody may wait for it."""
+        if not decoded.cancelled() and (fault := decoded.exception()) is not None:
+            self._give_up(job, fault)
+
+    def _give_up(self, job: Job, fault: BaseException) -> None:
+        """A picture, and those of its request that are still to be decoded, fail."""
+        with self._changed:
+            if self._stopping:
+                return
+            left = [one for one in (job, *job.asked.waiting) if one.upload is not None]
+            for one in left:
+                one.upload, one.outcome = None, "failed"
+        self._fail(left, fault)
+
+    def _fail(self, jobs: Sequence[Job], fault: BaseException) -> None:
+        self._unable = time.monotonic()
+        logger.error("nothing can be decoded", exc_info=fault)
+        for job in jobs:
+            job.outcome = "failed"
+        self._finish(jobs)
 
     def _decode(self, job: Job) -> None:
         try:
@@ -188,8 +225,10 @@ class Batcher:
             self._decode_next(job.asked)
 
     def _read(self, job: Job) -> None:
-        upload, job.upload = job.upload, None
-        assert upload is not None
+        with self._changed:
+            upload, job.upload = job.upload, None
+        if upload is None:  # it was given up
+            return None
         if job.dropped(time.monotonic()):
             return self._finish([job])
         job.begun = True
@@ -199,10 +238,13 @@ class Batcher:
         except InputError as fault:
             job.outcome, job.fault = "unusable", str(fault)
             return self._finish([job])
+        except StartError as fault:  # there is nothing to decode in: the picture is not to blame
+            return self._fail([job], fault)
         except Exception as fault:  # out of memory, or a fault of a decoder: of this picture alone
             logger.info("a picture could not be decoded", exc_info=fault)
             job.outcome, job.fault = "unusable", f"{upload.name}: it cannot be decoded ({type(fault).__name__})"
             return self._finish([job])
+        self._unable = -math.inf
         with self._changed:
             self._ready[job.size].append(job)
             self._changed.notify()
@@ -271,7 +313,9 @@ class Batcher:
             outputs = self.predictor.outputs(np.stack([job.pixels for job in batch]))  # pyright: ignore
             answers = self.predictor.calibration.answers(self.predictor.task, outputs)
             for job, answer in zip(batch, answers, strict=True):
-                job.answer, job.outcome = answer, "answered"
+                job.answer, job.outcome = answer, "answered" if np.isfinite(answer).all() else "failed"
+            if any(job.outcome == "failed" for job in batch):
+                logger.error("the model's answers are no finite numbers")
         except Exception as fault:  # an engine that fails must not leave requests waiting
             logger.error("the engine failed on %d pictures", len(batch), exc_info=fault)
             for job in batch:
@@ -297,4 +341,5 @@ def batch_of(waiting: int, batches: Sequence[int]) -> int:
 def stand_back(nice: int) -> None:
     """Lets this thread, and those that it starts, run after others; where threads cannot have that, nothing."""
     if hasattr(os, "setpriority") and os.uname().sysname == "Linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + nice)
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + nice)

@@ -4,6 +4,7 @@ They need the model itself, of which this keeps one of its own: what looks insid
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from vitreous.insight.attribution import METHODS
 from vitreous.insight.explain import LINES, SHOWN, Explanation, beside_chance, explain_pixels, find_target
 from vitreous.insight.page import png_uri
 from vitreous.insight.report.mistakes import map_pixels
-from vitreous.serve.batching import stand_back
+from vitreous.serve.batching import NICE, stand_back
 from vitreous.serve.forms import Upload
 from vitreous.serve.replies import Refused, as_reply
 from vitreous.serve.settings import Settings
@@ -29,9 +30,10 @@ METHOD = "integrated_tokens"  # a good one that takes seconds where the best tak
 RANDOM = 4  # maps whose scores tell what is chance on a picture
 STEPS = 8  # of the curves of faithfulness
 TOP = 6  # classes that are told
-NICE = 5  # by how much this stands back behind all else
 
 Found = TypeVar("Found")
+
+logger = logging.getLogger("vitreous.serve")
 
 
 class Explainer:
@@ -39,6 +41,7 @@ class Explainer:
 
     def __init__(self, predictor: Predictor, settings: Settings):
         self.shared, self.settings = predictor, settings
+        self._weights = "" if predictor.exported else predictor.origin["weights"]  # of what predicts
         self.waiting = 0  # with the one that is worked on
         self.seconds = 5.0  # that one takes, of late
         self._worker = ThreadPoolExecutor(1, "explain", initializer=stand_back, initargs=(NICE,))
@@ -50,8 +53,15 @@ class Explainer:
 
     @cached_property
     def predictor(self) -> Predictor:
-        """A predictor with a model that nobody else runs."""
-        return load(self.shared.run.path, device=self.shared.options.device, engine="torch", precision="fp32")
+        """A predictor with a model that nobody else runs. Raises `Refused` where the run is no longer what it was."""
+        try:
+            own = load(self.shared.run.path, device=self.shared.options.device, engine="torch", precision="fp32")
+        except InputError as fault:
+            logger.error("the model cannot be loaded again, to explain", exc_info=fault)
+            raise Refused(500, "the model cannot be loaded again, to explain; the server's log says why") from None
+        if own.origin["weights"] != self._weights:
+            raise Refused(503, "the run was trained again since the server started: start it again to explain")
+        return own
 
     def stop(self) -> None:
         """Ends the thread once it is done with what it works on."""
@@ -80,6 +90,7 @@ class Explainer:
                 limit = counted(self.settings.explain_deadline, "second")
                 raise Refused(503, f"not begun within {limit}", self.seconds)
             try:
+                _ = self.predictor  # what stands against it is not the picture's fault
                 return work()
             except InputError as fault:
                 raise Refused(422, str(fault)) from None

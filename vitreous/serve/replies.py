@@ -55,7 +55,7 @@ class Faith(BaseModel):
 class Map(BaseModel):
     """Which parts of a picture an answer rests on."""
 
-    answer: Answer
+    answer: Answer  # of the run's model as it was trained, in fp32 and one view: what predicts may be another engine
     target: str  # the class, label or number that is explained
     method: str
     line: str  # what the method does

@@ -46,7 +46,7 @@ class Reader:
         """Gives up the place for others; whoever reads is woken."""
         self.evicted = True
         self.leave()
-        if self.patience is not None:
+        if self.patience is not None and not self.patience.expired():
             self.patience.reschedule(asyncio.get_running_loop().time())
 
     def accepted(self) -> None:

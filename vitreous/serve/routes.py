@@ -56,6 +56,7 @@ def routes(
         with room.reader() as reader:
             uploads = await read_uploads(request, settings, reader, name)
             jobs = await batcher.ask(uploads, gone(request))
+        top = min(top, predictor.task.outputs)
         answers = [
             as_reply(predictor.prediction(upload.name, job.answer, job.fault), top)  # pyright: ignore[reportArgumentType]
             for upload, job in zip(uploads, jobs, strict=True)
@@ -93,7 +94,7 @@ def routes(
     @router.get("/health/ready", response_model=dict[str, str])
     async def is_ready() -> Response:
         """Whether it takes requests."""
-        return as_json({"status": "ready"}) if ready() else as_json({"status": "ending"}, 503)
+        return as_json({"status": "ready"}) if ready() else as_json({"status": "not ready"}, 503)
 
     @router.get("/metrics", response_class=Response)
     async def counts() -> Response:

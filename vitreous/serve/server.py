@@ -77,7 +77,7 @@ class Service:
         await batcher.start()
 
         def ready() -> bool:
-            return batcher.alive and not self.server.should_exit
+            return batcher.ready and not self.server.should_exit
 
         answering = routes(predictor, batcher, self.explainer, metrics, self.settings, ready)
         self.opening.app = create_app(answering, self.settings, metrics)

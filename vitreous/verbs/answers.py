@@ -128,6 +128,9 @@ def predict(
         journal.say(f"{part_of(out)}, of an interrupted predict, is begun anew; --skip-done would go on with it")
     DECODERS.warm()
     predictor = load(run, how)
+    top = min(top, predictor.task.outputs)
+    if out is not None or json:
+        columns(predictor.task, top)  # a target whose name cannot stand in it is seen before the work
     source = open_pictures(pictures)
     if out is not None and skip_done:
         source = _without_done(source, predictor, out, top, journal)
@@ -137,11 +140,10 @@ def predict(
         return 0
     unusable = _Unusable()
     with closing(_predictions(predictor, source, unusable, journal)) as predictions:
-        printed = _printed_as_lines(predictions, top, journal) if out is None and not json else predictions
-        rows = (as_row(predictor.task, prediction, top) for prediction in printed)
+        rows = (as_row(predictor.task, prediction, top) for prediction in predictions)
         rows = _printed_as_json(rows) if json else rows
         if out is None:
-            for _ in rows:
+            for _ in rows if json else _printed_as_lines(predictions, top, journal):
                 pass
         else:
             _write(rows, out, predictor, top, skip_done, journal)

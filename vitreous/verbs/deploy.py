@@ -28,7 +28,7 @@ def export_run(
     The file takes pixels as they are stored, in the sizes that the run has chosen, and gives calibrated probabilities
     or numbers in their units; names, sizes and where it comes from are in its metadata. It is taken wherever a run
     directory is. int8 is calibrated on the run's own pictures. Another process then answers the run's validation
-    pictures with it; where it does not agree, nothing is written, and the exit code is 2.
+    pictures with it, or noise where they are gone; where it does not agree, nothing is written, and the exit code is 2.
 
     Args:
         out: The file to write, .onnx or .zip (OpenVINO); default: model-PRECISION.onnx or .zip in the run directory.
@@ -79,7 +79,7 @@ def serve(
         api_key_file: A file that holds a key, which every request but for the page and /health must show, as
             `Authorization: Bearer KEY` or `X-API-Key: KEY`; default: the variable VITREOUS_API_KEY.
         insecure: Listen beyond this machine without a key.
-        deadline: Seconds after which a picture that is not begun with is given up (503).
+        deadline: Seconds from a request's last byte until its pictures must be begun with; else it is refused (503).
         queue: Pictures that may wait or be worked on; a request beyond that is refused (429).
         max_mb: Of a picture; a request may have twice as much, and 64 pictures.
         log: A line a request, on the standard error.

@@ -8,7 +8,7 @@ const quantity = (x, unit) => unit ? `${decimal(x)}${space}${unit}` : decimal(x)
 const megabytes = n => `${+(n / 2 ** 20).toPrecision(3)}${space}MB`;
 const bdi = text => make('bdi', {}, text);
 const isolated = text => `\u2068${text}\u2069`;  // where only text can stand, a name keeps its direction to itself
-const listed = words => words.length < 2 ? words.join('') : `${words.slice(0, -1).join(', ')} or ${words.at(-1)}`;
+const listed = (words, last = 'or') => words.length < 2 ? words.join('') : `${words.slice(0, -1).join(', ')} ${last} ${words.at(-1)}`;
 
 let file = null, shownUrl = '', answer = null, target = null, asked = new AbortController();
 const board = new Board($('board'), 'The picture');
@@ -74,6 +74,7 @@ function take(chosen) {
   $('answers').replaceChildren();
   $('caption').textContent = '';
   board.element.classList.remove('mapped');
+  document.documentElement.classList.remove('busy');
   if (chosen.size > page.data.bytes) return complain(`The picture has ${megabytes(chosen.size)}: the server takes up to ${megabytes(page.data.bytes)}.`);
   preview(chosen);
   attempt(predict, 'Asking the model…');
@@ -124,7 +125,7 @@ function showAnswer() {
     : Object.entries(answer.probabilities).filter(([, p], i) => i === 0 || p >= 0.005).map(([name, p]) => row(name, percent(p), p));
   $('answers').replaceChildren(make('div', { className: 'answers', role: 'group', ariaLabel: page.data.explains ? 'Answers: choose one to see what speaks for it' : 'Answers' }, ...rows));
   const first = Object.entries(answer.values ?? answer.probabilities)[0];
-  const head = answer.values ? quantity(first[1], answer.units[first[0]]) : answer.labels ? listed(answer.labels).replace(/ or ([^,]*)$/, ' and $1') || 'None of its labels' : answer.label;
+  const head = answer.values ? quantity(first[1], answer.units[first[0]]) : answer.labels ? listed(answer.labels, 'and') || 'None of its labels' : answer.label;
   $('title').replaceChildren(bdi(head));
   const doubt = answer.unsure ? answer.plausible : [];
   $('unsure').hidden = !doubt.length;
