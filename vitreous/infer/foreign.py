@@ -1,9 +1,9 @@
 """Graphs in exported files, looked at before a runtime sees them: operators that compute, and nothing else.
 
 A graph may hold what tensors are computed by. It may not name another file, bring functions or operators of its own, or
-loop. Where ONNX's operators make tensors of a size that is a number in the file, it may not be large; OpenVINO tells the
-sizes that it knows once it has read a graph (`check_shapes`). What comes of sizes that are worked out, as from those of
-the pixels, or of products, is not bounded here.
+loop. A size that stands as a whole number in an ONNX file may not be large; OpenVINO tells the sizes that it knows once
+it has read a graph (`check_shapes`). Sizes that are worked out, as those that follow the number of pictures, and the
+results of products are not bounded here.
 ONNX is walked as protobuf's bytes, OpenVINO's XML by its start tags: neither is built in memory, so that a file costs
 no more than its size.
 """
@@ -163,9 +163,9 @@ class _Walk:
             raise _OddError(f"the operator {domain[:40]}{'.' * bool(domain)}{kind[:40]}")
         if kind in MAKING:
             self.made.append((kind, [self.text(name) for name in values.get(1, [])]))
-        if kind == "Constant":
+        if kind == "Constant" and values.get("constant"):
             for name in map(self.text, values.get(2, [])):
-                self.know(name, values.get("constant") or [])
+                self.know(name, values["constant"])
         return values
 
     def _attribute(self, values: dict[Any, Any]) -> dict[Any, Any]:
@@ -220,10 +220,7 @@ class _Walk:
         """What operators make of numbers that the file itself holds is bounded."""
         for kind, inputs in self.made:
             for name in inputs[1:] if kind in ("Expand", "Pad", "Tile") else inputs:
-                numbers = self.known.get(name, [])
-                if kind == "Range" and name in self.known and not numbers:
-                    raise _OddError("the operator Range with a limit that is no whole number")
-                if _size(numbers) > MOST_NUMBERS:
+                if _size(self.known.get(name, [])) > MOST_NUMBERS:
                     raise _OddError(f"the operator {kind} with a result of more than {MOST_NUMBERS:,} numbers")
 
 

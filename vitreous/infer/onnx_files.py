@@ -222,8 +222,12 @@ def open_onnx(path: Path, threads: int) -> tuple[Card, ONNXEngine]:
     card = Card.from_json(text, path)
     try:
         engine = ONNXEngine(content, threads, card.precision)
-        sides = engine.session.get_inputs(), engine.session.get_outputs()
+        inputs, outputs = map(_ports, (engine.session.get_inputs(), engine.session.get_outputs()))
     except Exception as fault:  # ONNX Runtime's own kinds share no other class
         raise unreadable(path, "ONNX Runtime", fault) from None
-    card.check(*([Port({node.name}, TYPES.get(node.type, ""), node.shape) for node in side] for side in sides), path)
+    card.check(inputs, outputs, path)
     return card, engine
+
+
+def _ports(nodes: Sequence[Any]) -> list[Port]:
+    return [Port({node.name}, TYPES.get(node.type, ""), node.shape) for node in nodes]

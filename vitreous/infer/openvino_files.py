@@ -7,7 +7,7 @@ import importlib
 import math
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -120,17 +120,20 @@ def open_openvino(path: Path, threads: int) -> tuple[Card, OpenVINOEngine]:
             try:
                 graphs[size] = core.read_model(model=text, weights=weights)
                 check_shapes(graphs[size], path)
-                ports = [[_port(port) for port in side] for side in (graphs[size].inputs, graphs[size].outputs)]
+                inputs, outputs = map(_ports, (graphs[size].inputs, graphs[size].outputs))
             except RuntimeError as fault:
                 raise unreadable(path, "OpenVINO", fault) from None
-            card.check(*ports, path)
+            card.check(inputs, outputs, path)
     return card, OpenVINOEngine(graphs, card.precision, threads)
 
 
-def _port(port: Any) -> Port:
-    shape = port.get_partial_shape()
-    sizes = [one.to_string() for one in shape] if shape.rank.is_static else []
-    return Port(port.get_names(), TYPES.get(port.get_element_type().get_type_name(), ""), sizes)
+def _ports(nodes: Sequence[Any]) -> list[Port]:
+    ports = []
+    for node in nodes:
+        shape, kind = node.get_partial_shape(), node.get_element_type().get_type_name()
+        sizes = [one.to_string() for one in shape] if shape.rank.is_static else []
+        ports.append(Port(node.get_names(), TYPES.get(kind, ""), sizes))
+    return ports
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
