@@ -169,9 +169,10 @@ def test_one_that_is_too_large_ends_the_waiting_for_the_one_before_it(visit, sha
 def test_labels_are_listed_by_their_own_names(visit, server, pictures):
     page = visit(server)
     page.route("**/explain?*", lambda route: None)
+    answer = {"picture": "x", "kind": "multilabel"}
+    page.route("**/predict?*", lambda route: route.fulfill(json={"answers": [answer]}))
     for labels, title in ((["black or white"], "black or white"), (["a", "b", "c or d"], "a, b and c or d")):
-        answer = {"picture": "x", "kind": "multilabel", "labels": labels, "probabilities": dict.fromkeys(labels, 0.9)}
-        page.route("**/predict?*", lambda route, answer=answer: route.fulfill(json={"answers": [answer]}))
+        answer |= {"labels": labels, "probabilities": dict.fromkeys(labels, 0.9)}
         drop(page, pictures["red"])
         expect(page.locator("#title")).to_have_text(title)
 
