@@ -247,10 +247,11 @@ class TestAnswers:
 
 class TestRefusedWords:
     def test_an_unknown_verb(self, refused):
-        assert refused("trian") == (
-            "vitreous: there is no verb 'trian': expected one of check, train, eval, predict, explain, report, export, "
+        assert refused("learn") == (
+            "vitreous: there is no verb 'learn': expected one of check, train, eval, predict, explain, report, export, "
             "serve, import, pack, models\n"
         )
+        assert refused("trian") == "vitreous: there is no verb 'trian': did you mean train?\n"
 
     def test_an_unknown_option_with_the_nearest(self, refused, shapes):
         err = refused("train", shapes, "--epoch", "3")

@@ -163,6 +163,11 @@ class TestInfer:
         assert message.startswith("2 of 6 pictures are of another kind")
         assert "2.png: 4 channels, where the model expects three channels (RGB)" in message
         assert "4.png: uint16 pixels, where the model expects uint8" in message
+        assert message.endswith("leave these out, or convert all, at a loss: --channels 1 --depth uint8")
+
+    def test_only_the_conversions_that_help_are_advised(self):
+        with pytest.raises(InputError, match=r"1 of 3 pictures is of another kind(?s:.*)at a loss: --depth uint8$"):
+            infer(RGB, RGB, Facts(20, 20, 1, "uint16"))
 
     def test_a_conversion_that_is_asked_for_is_allowed(self):
         assert infer(RGB, GREY, Facts(20, 20, 4, "uint8"), channels=1).channels == 1

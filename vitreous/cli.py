@@ -1,5 +1,6 @@
 """The command line: one list of verbs. Nothing heavy is imported until a verb runs."""
 
+import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -51,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vitreous {version('vitreous')}")
         return 0
     if words[0] not in [verb.name for verb in VERBS]:
-        known = ", ".join(verb.name for verb in VERBS)
-        print(f"vitreous: there is no verb {words[0]!r}: expected one of {known}", file=sys.stderr)
+        known = [verb.name for verb in VERBS]
+        near = difflib.get_close_matches(words[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+        print(f"vitreous: there is no verb {words[0]!r}: {hint}", file=sys.stderr)
         return 2
     return _run(words[0], words[1:])
 

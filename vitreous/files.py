@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable
@@ -29,12 +30,19 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     except BrokenPipeError:  # of the standard output, where `write` also prints
         raise
     except (SafetensorError, OSError) as fault:  # a full disk; few of these name the file
-        error = OSError(f"{target} cannot be written: {getattr(fault, 'strerror', None) or fault}")
-        error.errno = getattr(fault, "errno", None)
+        number = fault.errno if isinstance(fault, OSError) else _number(fault)
+        error = OSError(f"{target} cannot be written: {os.strerror(number) if number else fault}")
+        error.errno = number
         raise error from fault
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _number(fault: SafetensorError) -> int | None:
+    """The system's number of a fault, which safetensors has in its text."""
+    found = re.search(r"\(os error (\d+)\)", str(fault))
+    return int(found[1]) if found else None
 
 
 def _fsync(handle: int):

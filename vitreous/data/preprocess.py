@@ -167,10 +167,17 @@ def infer_spec(
         except InputError as fault:
             faults.append(str(fault))
     if faults:
-        asked = channels is not None or depth is not None
-        advice = "leave these out" if asked else "leave these out, or convert all: --channels 1, --depth uint8 (a loss)"
-        raise InputError.listing(f"{len(faults):,} of {len(facts):,} pictures are of another kind:", faults, advice)
+        count = f"{len(faults):,} of {counted(len(facts), 'picture')} {'is' if len(faults) == 1 else 'are'}"
+        convert = "" if spec.convert else f", or convert all, at a loss: {_conversion(spec, facts)}"
+        raise InputError.listing(f"{count} of another kind:", faults, f"leave these out{convert}")
     return spec
+
+
+def _conversion(spec: InputSpec, facts: Sequence[Facts]) -> str:
+    """The options of train that make all pictures alike."""
+    deep = any(fact.depth != spec.depth for fact in facts)
+    odd = any(fact.channels not in (1, spec.channels) for fact in facts) or spec.channels not in (1, 3)
+    return " ".join(["--channels 1"] * odd + ["--depth uint8"] * deep)
 
 
 def choose_sizes(shapes: Sequence[Size], size: str, stride: Size) -> tuple[Size, ...]:

@@ -73,6 +73,8 @@ def fit(
         learner.restore(checkpoint)
         if learner.progress.step >= plan.steps and not learner.progress.owed:
             journal.say(f"all steps of the plan ({plan.steps:,}) were taken before: there is nothing left to train")
+        else:
+            journal.say(f"goes on from step {learner.progress.step:,} of {plan.steps:,}")
     else:
         run.save(learner.checkpoint())
     journal.settle(run.path, learner.progress.step)

@@ -15,4 +15,5 @@ OptionalData = Annotated[Positional[str | None], arg(help=DATA, metavar="DATA")]
 Pictures = Annotated[
     Positional[tuple[str, ...]], arg(help="Files, and folders of them; shards of them.", metavar="PICTURES…")
 ]
+TrainedRun = Annotated[Positional[Path], arg(help="A run directory that train made.", metavar="RUN")]
 Run = Annotated[Positional[Path], arg(help="A run directory that train made, or a file of export.", metavar="RUN")]

@@ -6,12 +6,12 @@ from typing import Any
 from vitreous.errors import InputError
 from vitreous.infer.predictor import AnswerConfig
 from vitreous.training.journal import Journal
-from vitreous.verbs.options import Json, OptionalData, Pictures, Run
+from vitreous.verbs.options import Json, OptionalData, Pictures, TrainedRun
 from vitreous.verbs.output import answer_line, print_json
 
 
 def explain(
-    run: Run,
+    run: TrainedRun,
     pictures: Pictures,
     /,
     *,
@@ -69,7 +69,7 @@ def explain(
 
 
 def report(
-    run: Run,
+    run: TrainedRun,
     data: OptionalData = None,
     /,
     *,
