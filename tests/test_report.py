@@ -605,7 +605,7 @@ class TestRefusals:
         ("content", "what"),
         [
             (None, "is missing or holds no rows"),
-            ("", "is missing or holds no rows"),
+            ("", "is damaged"),
             ("epoch,step\n1,2\n", "is damaged"),
             ("epoch,step,seconds,lr,train_loss,val_loss,map\n1,2,3,x,5,6,7\n", "is damaged"),
             ("epoch,step,seconds,lr,train_loss,val_loss,map\n1,2,3\n", "is damaged"),

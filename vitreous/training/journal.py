@@ -100,7 +100,7 @@ def read_rows(folder: Path, until_step: int) -> list[dict[str, float]]:
         return []
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            titles, *rows = [*csv_rows(file)] or [[]]
+            titles, *rows = csv_rows(file)
         numbers = [dict(zip(titles, map(_number, row), strict=True)) for row in rows]
         return [row for row in numbers if row["step"] <= until_step]
     except (csv.Error, ValueError, KeyError) as fault:
