@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from vitreous.infer.agreement import Agreement
 from vitreous.infer.build import build, folder_of
 from vitreous.infer.engines import Engine, candidates, describe
 from vitreous.infer.judge import Judge, validation_judge
+from vitreous.model.kernels import processor_name
 from vitreous.model.vit import VisionTransformer
 from vitreous.strict import read_json
 
@@ -167,17 +167,10 @@ def _key(predictor: "Predictor") -> str:
     """Of all that a choice depends on: the weights, what was asked for, the machine and the versions."""
     options = predictor.options
     asked = [options.engine, options.precision, options.merge, dataclasses.asdict(options.bar)]
-    machine = [str(predictor.device), predictor.threads, _processor()]
+    machine = [str(predictor.device), predictor.threads, processor_name()]
     versions = [_version(name) for name in ("openvino", "onnxruntime", "nncf")]
     text = json.dumps([predictor.identity, asked, machine, versions])
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _processor() -> str:
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

@@ -3,7 +3,8 @@
 import functools
 import math
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,23 @@ LARGEST_SCORE = 60.0  # whose exponential, summed over all tokens, is far below 
 PACKED = WeakTensorKeyDictionary()  # a weight -> what it was when it was packed, and the packed weight
 
 
-class Linear(nn.Linear):
-    """A linear layer that on x86 goes through oneDNN: in fp32 always, in bf16 at inference.
+def processor_name() -> str:
+    """What the processor calls itself."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return platform.processor() or platform.machine()
 
-    PyTorch's own fp32 product is MKL's there, which reaches half of oneDNN's speed on AMD's processors. At inference
-    the weight is kept cast and in oneDNN's own order, which a product otherwise brings it in on each call.
+
+INTEL = "intel" in processor_name().lower()  # the maker of MKL
+
+
+class Linear(nn.Linear):
+    """A linear layer that on x86 goes through oneDNN: at inference, and in fp32 in training but on Intel's processors.
+
+    PyTorch's own fp32 product is MKL's there, which reaches half of oneDNN's speed on AMD's processors, and on Intel's
+    needs no copies for the gradients. At inference the weight is kept cast and in oneDNN's own order, which a product
+    otherwise brings it in on each call.
     """
 
     def forward(self, input: Tensor, activation: str = "none") -> Tensor:
@@ -36,7 +49,7 @@ class Linear(nn.Linear):
         if dtype and not torch.is_grad_enabled():
             bias = None if self.bias is None else self.bias.to(dtype)
             return product(input.to(dtype).contiguous(), packed(self.weight, dtype), bias, activation)
-        if dtype == torch.float32:
+        if dtype == torch.float32 and not INTEL:
             out = OneDNNLinear.apply(input.contiguous(), self.weight, self.bias)
         else:
             out = F.linear(input, self.weight, self.bias)
