@@ -8,6 +8,7 @@ from tiny_runs import PLAN
 
 from vitreous.training.muon import Muon, dealt, orthogonal
 from vitreous.training.optim import FROZEN, make_average, make_optimizers, restore_state, state_of
+from vitreous.training.recipe import Plan
 
 CONFIG = tiny_config("stem", conditional=True, pool="class")
 
@@ -43,6 +44,19 @@ class TestMakeOptimizers:
         _, groups = names_of("muon")
         assert groups["blocks.0.mlp.expand.weight"]["scale"] == 1.0
         assert groups["head.outputs.weight"]["scale"] == 0.2
+
+    def test_the_stems_steps_learn_at_a_rate_of_their_own_with_muon(self):
+        for kind, rate in (("muon", 4.0), ("adamw", 1.0)):
+            _, groups = names_of(kind, stem_rate=4.0)
+            assert {groups[f"tokenizer.steps.{i}.convolution.weight"]["scale"] for i in range(3)} == {rate}
+            assert groups["tokenizer.first.weight"]["scale"] == 1.0
+
+    def test_a_plan_from_before_the_stem_had_its_own_rate_is_followed_as_it_was(self):
+        before = PLAN.to_json()
+        del before["stem_rate"]
+        _, groups = names_of("muon", stem_rate=Plan.from_json(before).stem_rate)
+        matrices = [group for name, group in groups.items() if name.endswith("expand.weight") or "steps.0.conv" in name]
+        assert all(group is matrices[0] for group in matrices)  # checkpoints number the parameters group by group
 
     @pytest.mark.parametrize("kind", ["adamw", "muon"])
     def test_only_weights_of_layers_decay(self, kind):

@@ -6,7 +6,8 @@
 MODEL is resnet18 or vit: timm's, with the optimizer and schedule that are usual for it. TRAIN, TEST and DATA are what
 `vitreous train` takes; with --split the peer learns from the training pictures of a run, and is asked about those that
 the run was validated with. Pictures of up to 64 pixels are taken as they are, others as squares of 160. The budget
-begins when all are decoded. With `--augmentation ours` pictures are varied as `vitreous train` varies them.
+begins when all are decoded; it computes in bf16 where the processor does. With `--augmentation ours` pictures are
+varied as `vitreous train` varies them.
 
 Writes the answer to each picture to a CSV file, for a paired comparison. README.md says how to install timm.
 """
@@ -143,7 +144,7 @@ def train(
             order = torch.randperm(len(x), generator=generator)
         rows, order = order[:batch], order[batch:]
         pixels, targets = vary(x[rows], y[rows], generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
             outputs = model(normalised(pixels))
         F.cross_entropy(outputs.float(), targets, label_smoothing=0.1).backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vitreous.data.targets import Task
-from vitreous.model.stem import Convolution
+from vitreous.model.stem import Convolution, Step
 from vitreous.model.vit import VisionTransformer
 from vitreous.training.muon import Muon
 from vitreous.training.parallel import divided_like
@@ -33,7 +33,8 @@ REST_RATE = 0.2  # of AdamW beside Muon, as a share of Muon's
 
 def make_optimizers(model: VisionTransformer, plan: Plan, world: World = ALONE) -> list[torch.optim.Optimizer]:
     """AdamW (1711.05101) for all, or with "muon" Muon (Keller Jordan, 2024) for the matrices between pixels and head
-    and AdamW for the rest, at a fifth of the rate. Biases, norms, tokens and position tables do not decay.
+    and AdamW for the rest, at a fifth of the rate; the stem's steps learn at the plan's `stem_rate` times Muon's.
+    Biases, norms, tokens and position tables do not decay.
 
     With the plan's `layer_decay` each block learns so many times slower than the one behind it, and the tokenizer
     slowest (BEiT, 2106.08254): a group's rate is the step's times its "scale". What `freeze` names learns nothing. In
@@ -41,13 +42,15 @@ def make_optimizers(model: VisionTransformer, plan: Plan, world: World = ALONE) 
     """
     muon = plan.optimizer == "muon"
     weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | Convolution)}
+    steps = {id(m.convolution.weight) for m in model.modules() if isinstance(m, Step)}
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(FROZEN[plan.freeze]))
         if not parameter.requires_grad:
             continue
         inner = muon and id(parameter) in weights and parameter.ndim == 2 and not name.startswith("head.")
-        scale = plan.layer_decay ** _layers_behind(name, model) * (REST_RATE if muon and not inner else 1.0)
+        share = REST_RATE if muon and not inner else plan.stem_rate if muon and id(parameter) in steps else 1.0
+        scale = plan.layer_decay ** _layers_behind(name, model) * share
         groups.setdefault((inner, scale, plan.weight_decay if id(parameter) in weights else 0.0), []).append(parameter)
 
     def parts(wanted: bool) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from vitreous.training.prepare import Job
 from vitreous.training.recipe import (
     DEFAULT_MINUTES,
     RECIPES,
+    STEM_RATE,
     Pace,
     Plan,
     Recipe,
@@ -85,6 +86,7 @@ def make_plan(
         torch=torch.__version__,
         ranks=world.size,
         shard=config.shard,
+        stem_rate=STEM_RATE,
     )
     began = time.perf_counter()
     pace = _timed(job, draft, model, TIMED_SECONDS["epochs" if config.epochs else "minutes"], world)

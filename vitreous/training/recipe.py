@@ -27,6 +27,7 @@ VALIDATION, MOST_VALIDATION = 0.15, 2_500  # share of the training pictures that
 SIZES = ("xs", "s", "m")  # of the recipes' models, as their names have them
 ENOUGH_PASSES = 40  # over the pictures, for a larger model to be worth its time; 16 to 18 were too few
 SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}  # of the units that times are written in
+STEM_RATE = 4.0  # of the stem's steps with Muon: each has a norm behind it, so that the size of its weights is free
 DEFAULT_MINUTES = 10.0  # where neither epochs nor minutes are given
 
 
@@ -277,6 +278,7 @@ class Plan:
     save_seconds: float = 0.0  # between further checkpoints, by the clock; 0: none
     ranks: int = 1  # processes that it began with
     shard: bool = False  # whether they divide the model
+    stem_rate: float = 1.0  # of the stem's steps with Muon, times the other matrices'
 
     @property
     def steps(self) -> int:
@@ -345,6 +347,7 @@ class Plan:
             ("ema", 0 <= plan.ema < 1, "0 to below 1"),
             ("seed", plan.seed >= 0, "0 or more"),
             ("row_every", plan.row_every >= 1, "1 or more"),
+            ("stem_rate", plan.stem_rate > 0, "more than 0"),
         )
         if faults := broken_rules(plan, rules):
             raise InputError.listing("a plan that cannot be followed:", faults)
