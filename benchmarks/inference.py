@@ -15,10 +15,11 @@ faster of PyTorch and OpenVINO, which in int8 is OpenVINO; an engine's rate coun
 chosen engine stays far from it, and with --profile, OpenVINO's own account of its time is printed.
 
 --checkpoint also compares the accuracy of a trained run on labelled pictures, in PyTorch's fp32 and as `--precision
-auto` has it. Exits with 1 where a figure is not held.
+auto` has it, or with --int8 as OpenVINO has it in int8, whatever it loses. Exits with 1 where a figure is not held.
 """
 
 import argparse
+import dataclasses
 import importlib
 import statistics
 import subprocess
@@ -320,10 +321,13 @@ def measure_t2t(photos: Sequence[Path], folder: Path, ledger: Ledger, options: a
     print(flush=True)
 
 
-def measure_loss(run: str, data: str, ledger: Ledger, threads: int) -> None:
-    """What `--precision auto` costs in accuracy."""
+def measure_loss(run: str, data: str, int8: bool, ledger: Ledger, threads: int) -> None:
+    """What `--precision auto` costs in accuracy, or what int8 would."""
+    reduced = AnswerConfig(device="cpu")
+    if int8:
+        reduced = dataclasses.replace(reduced, engine="openvino", precision="int8", bar=OPEN)
     found, names = [], []
-    for asked in (AnswerConfig(device="cpu", engine="torch", precision="fp32"), AnswerConfig(device="cpu")):
+    for asked in (AnswerConfig(device="cpu", engine="torch", precision="fp32"), reduced):
         predictor = load(run, asked)
         predictor.threads = threads
         predictor.settle(silent)
@@ -346,6 +350,7 @@ def main() -> int:
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment with timm")
     parser.add_argument("--t2t", metavar="FOLDER", help="the T2T-ViT paper's public repository")
     parser.add_argument("--checkpoint", nargs=2, metavar=("RUN", "DATA"), help="a trained run, and labelled pictures")
+    parser.add_argument("--int8", action="store_true", help="of --checkpoint: whatever it loses, not what auto takes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5, help="0: speed is not measured")
     parser.add_argument("--seconds", type=float, default=2.0, help="that each is timed for in a round")
@@ -365,7 +370,7 @@ def main() -> int:
                 print("T2T-ViT_t-14: not measured, --t2t was not given")
     if options.checkpoint:
         run, data = options.checkpoint
-        measure_loss(run, data, ledger, options.threads)
+        measure_loss(run, data, options.int8, ledger, options.threads)
     return int(ledger.missed)
 
 
