@@ -135,7 +135,10 @@ class TestPredict:
         colour = np.zeros((20, 36, 3), np.float32)
         errors = [answer.error for answer in predictor.predict([nan, colour])]
         assert errors[0].startswith("array 0: finite pixels were expected, but 720 of 720 values")
-        assert errors[1] == "array 1: three channels (RGB), where the model expects one channel (grey)"
+        assert errors[1] == (
+            "array 1: three channels (RGB), where the model expects one channel (grey); "
+            "convert the picture, or train with others like it"
+        )
 
     def test_grey_pictures_are_taken_by_an_rgb_model(self, predictor):
         assert not predictor.predict(np.full((24, 32), 80, np.uint8))[0].error

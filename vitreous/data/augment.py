@@ -139,7 +139,7 @@ def _filled(config: AugmentConfig, default: AugmentConfig) -> AugmentConfig:
 def _check(config: AugmentConfig, policy: str, kind: str) -> None:
     faults = []
     if policy not in ("auto", *POLICIES):
-        faults.append(f"policy: expected one of auto, {', '.join(POLICIES)}; got {policy!r}")
+        faults.append(f"augment: expected one of auto, {', '.join(POLICIES)}; got {policy!r}")
     if kind not in KINDS:
         faults.append(f"kind: expected one of {', '.join(KINDS)}; got {kind!r}")
     faults += _out_of_range(config)

@@ -27,7 +27,11 @@ class Shards:
     def checked(self) -> Self:
         """The shards, all of which are there, as far as that can be told without asking for them."""
         if lost := [place for place in self.places if not is_url(place) and not os.path.isfile(place)]:
-            raise InputError.listing(f"{self.given}: {len(lost):,} of {len(self.places):,} shards are not there:", lost)
+            raise InputError.listing(
+                f"{self.given}: {len(lost):,} of {len(self.places):,} shards are not there:",
+                lost,
+                "expected all of them: bring those back, or name the others by a pattern",
+            )
         return self
 
 

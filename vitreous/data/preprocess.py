@@ -67,20 +67,22 @@ class InputSpec:
         """`read`, in this process."""
         header = read_header(picture, name, self.max_pixels)
         facts = header.facts
-        self.check(facts, name)
+        if misfit := self.misfit(facts):
+            raise InputError(f"{name}: {misfit}; convert the picture, or train with others like it")
         number = self.size_of(facts.height, facts.width)
         height, width = self.sizes[number]
         pixels = read_pixels(header, name, at_least=(2 * height, 2 * width))
         return number, resize(self._converted(pixels), (height, width))
 
-    def check(self, facts: Facts, name: str) -> None:
-        """Raises `InputError` where a picture has other channels or another depth than the model was made for."""
+    def misfit(self, facts: Facts) -> str:
+        """What is other than the model was made for, channels or depth, in words; "" where all fits."""
         grey_to_rgb = facts.channels == 1 and self.channels == 3
         if facts.channels != self.channels and not grey_to_rgb and not (self.convert and self.channels == 1):
-            raise InputError(f"{name}: {_channels(facts.channels)}, where the model expects {_channels(self.channels)}")
+            return f"{_channels(facts.channels)}, where the model expects {_channels(self.channels)}"
         both_integer = "float32" not in (facts.depth, self.depth)
         if facts.depth != self.depth and not (self.convert and both_integer):
-            raise InputError(f"{name}: {facts.depth} pixels, where the model expects {self.depth}")
+            return f"{facts.depth} pixels, where the model expects {self.depth}"
+        return ""
 
     def normalise(self, pixels: "Tensor") -> "Tensor":
         """(B, C, H, W) in the depth's range -> float32 with mean 0 and deviation 1 over the training pictures."""
@@ -160,13 +162,8 @@ def infer_spec(
         max_pixels=max_pixels,
         decoder=decoder_name(),
     )
-    faults = []
-    for fact, name in zip(facts, names, strict=True):
-        try:
-            spec.check(fact, name)
-        except InputError as fault:
-            faults.append(str(fault))
-    if faults:
+    misfits = [spec.misfit(fact) for fact in facts]
+    if faults := [f"{name}: {misfit}" for name, misfit in zip(names, misfits, strict=True) if misfit]:
         count = f"{len(faults):,} of {counted(len(facts), 'picture')} {'is' if len(faults) == 1 else 'are'}"
         convert = "" if spec.convert else f", or convert all, at a loss: {_conversion(spec, facts)}"
         raise InputError.listing(f"{count} of another kind:", faults, f"leave these out{convert}")
