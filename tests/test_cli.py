@@ -70,6 +70,14 @@ def refused(call, tmp_path):
     return run
 
 
+def read_or_end(terminal: int) -> bytes:
+    """What comes from a pseudo-terminal, nothing once the other side is closed."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
+
+
 class TestHelp:
     def test_lists_every_verb_and_imports_nothing_heavy(self):
         probe = (
@@ -530,6 +538,23 @@ class TestInterrupted:
         assert done.stderr.startswith("engine: ")
         assert done.stderr.count("\n") == 1
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is Unix's")
+    @pytest.mark.parametrize("words", [(), ("--json",)])
+    def test_predict_into_a_file_leaves_the_bar_on_the_terminal_and_no_answer(self, shapes, shapes_run, words):
+        ours, theirs = os.openpty()
+        command = [sys.executable, "-m", "vitreous", "predict", str(shapes_run), str(shapes / "red"), *words]
+        terminal = {**os.environ, "TERM": "xterm"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=terminal, text=True) as process:
+            os.close(theirs)
+            shown = b"".join(iter(lambda: read_or_end(ours), b"")).decode()
+            assert process.stdout is not None
+            answers = process.stdout.read()
+        os.close(ours)
+        assert process.returncode == 0
+        assert answers.count("00.jpg") == 1
+        assert "predicting" in shown
+        assert "00.jpg" not in shown
+
     def test_an_unfinished_run_says_how_to_finish_it(self, call, shapes, tmp_path):
         run = tmp_path / "run"
         words = ("train", shapes, "--out", run, "--epochs", "100", "--save-every", "2", *TINY_WORDS)
@@ -605,7 +630,7 @@ class TestSkipDone:
         assert done < 4800
         code, said, _ = call("predict", shapes_run, many, "--out", out, "--skip-done", *exact)
         assert (code, part.exists()) == (0, False)
-        assert f"{done:,} of 4,800 pictures have their answers: skipped\n{4800 - done:,} rows added to {out}" in said
+        assert f"{done:,} of 4,800 pictures have their answers: skipped\n{4800 - done:,} rows written to {out}" in said
         assert self.pictures(out) == [f"{number:04}.jpg" for number in range(4800)]
 
     @posix

@@ -320,8 +320,9 @@ class TestTooMuch:
             (b"--x\r\nA: " + 9000 * b"b", "form", 400, "form"),
             (b"--x--", "multipart/form-data", 400, "no boundary"),
             (b"{}", "application/json", 415, "application/json: expected multipart/form-data"),
+            (b"", "image/png", 400, "the request is empty: expected a picture"),
         ],
-        ids=["cut", "no file", "no form", "empty", "long head", "no boundary", "json"],
+        ids=["cut", "no file", "no form", "empty", "long head", "no boundary", "json", "no picture"],
     )
     def test_other_bodies_are_refused_with_what_was_expected(self, server, body, kind, status, words):
         kind = "multipart/form-data; boundary=x" if kind == "form" else kind
@@ -345,6 +346,21 @@ class TestTooMuch:
             gate.opened.set()
             assert [asked.result().status_code for asked in accepted] == [200] * 4
             assert served.ask(fresh[0].read_bytes()).status_code == 200
+
+    def test_idle_time_is_not_taken_for_slowness(self, predictor, fresh):
+        slow, gate = gated(predictor)
+        gate.opened.set()
+        with running(slow, queue=4, pictures=4) as served, ThreadPoolExecutor(4) as clients:
+            assert served.ask(fresh[0].read_bytes()).status_code == 200
+            time.sleep(3)
+            gate.opened.clear()
+            accepted = [clients.submit(served.ask, path.read_bytes()) for path in fresh[:4]]
+            until(lambda: served.count("vitreous_waiting_pictures") == 4)
+            refused = served.ask(fresh[0].read_bytes())
+            gate.opened.set()
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) < 9  # four pictures at three seconds each would be 12
+            assert [asked.result().status_code for asked in accepted] == [200] * 4
 
     def test_what_is_past_its_deadline_gets_503_and_is_not_computed(self, predictor, fresh):
         slow, gate = gated(predictor)

@@ -101,7 +101,7 @@ class RunDir:
         """A run directory that is there. Raises `InputError` where it is none, or one of another version."""
         folder = Path(path)
         if not (folder / "config.json").is_file():
-            what = "does not exist" if not folder.exists() else "holds no config.json"
+            what = "holds no config.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
             raise InputError(f"{folder} is no run directory: it {what}; expected what `vitreous train` made")
         run = cls(folder)
         if led := list(run._links_out()):

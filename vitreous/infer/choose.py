@@ -78,7 +78,8 @@ def choose_engine(predictor: "Predictor", say: Callable[[str], None]) -> Engine:
     except InputError as fault:
         say(f"note: no pictures of the run to measure by ({fault})")
         return _unmeasured(predictor, tried, late, say)
-    say(f"looking for the fastest engine, once for this run, by {len(judge.sample):,} validation pictures")
+    long = ", in a minute or two" if any(precision == "int8" for _, precision in tried) else ""
+    say(f"looking for the fastest engine, once for this run, by {len(judge.sample):,} validation pictures{long}")
     best = _fastest(predictor, tried, judge, say)
     said = best.line()
     if options.merge:

@@ -23,7 +23,7 @@ from vitreous.data.sources import Source, open_pictures
 from vitreous.data.store import reader
 from vitreous.data.tables import Columns
 from vitreous.data.targets import Task
-from vitreous.errors import InputError
+from vitreous.errors import InputError, counted
 from vitreous.infer.agreement import Bar
 from vitreous.infer.card import Seen, identity
 from vitreous.infer.division import divided
@@ -31,6 +31,7 @@ from vitreous.infer.engines import BATCH, Engine, TorchEngine, candidates, descr
 from vitreous.infer.files import format_of, open_export
 from vitreous.infer.pipeline import Answered, outputs_in_order
 from vitreous.model.config import ModelConfig
+from vitreous.model.merging import tokens_left
 from vitreous.model.vit import VisionTransformer, count_macs
 from vitreous.rundir import RunDir
 from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads
@@ -207,7 +208,9 @@ class Predictor:
         and where the options ask for an engine that cannot be had.
         """
         one = isinstance(pictures, str | os.PathLike | np.ndarray)
-        return list(self.stream(open_pictures([pictures] if one else pictures)))  # pyright: ignore
+        source = open_pictures([pictures] if one else pictures)  # pyright: ignore
+        tells = len(source) > self.batch or self.options.merge > 0
+        return list(self.stream(source, print if tells else lambda text: None))
 
     def stream(self, source: Source, say: Callable[[str], None] = print) -> Generator[Prediction, None, None]:
         """Answers to the pictures of a source as they come, in their order; memory stays bounded."""
@@ -225,9 +228,9 @@ class Predictor:
             if self.world.size > 1:
                 self.world.agree(lambda: self.settle(say))  # measured once; the others find what was chosen
             self.settle(say)
-        elif not self.settled and len(source) > self.batch:
-            later = ", and what merging costs is measured" if self.options.merge else ""
-            say(f"engine: {describe(self.engine)}; where there is more to do, a faster one is looked for{later}")
+        elif not self.settled:
+            later = "where there is more to do, a faster one is looked for" + self._merged()
+            say(f"engine: {describe(self.engine)}; {later}")
         own = self._own_answers
         return own(source) if self.world.size == 1 else divided(own, source, self.task.outputs, self.batch, self.world)
 
@@ -256,6 +259,14 @@ class Predictor:
             return self.options.asked
         size = max(self.spec.sizes, key=math.prod)
         return 2 * count_macs(self.model.config, *size) * pictures >= WORK or remembers(self)
+
+    def _merged(self) -> str:
+        """What becomes of tokens that merge, as long as its cost is not measured."""
+        if not self.options.merge:
+            return ""
+        config, size = self.model.config, max(self.spec.sizes, key=math.prod)
+        left, tokens = tokens_left(config, *size), math.prod(config.grid(*size))
+        return f", and what merging costs is measured: of {counted(tokens, 'token')} it leaves {left:,}"
 
     def outputs(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels (B, H, W, C) as `InputSpec.read` makes them -> the model's raw outputs (B, K), the mean over the
@@ -322,6 +333,8 @@ def load(place: str | os.PathLike, options: AnswerConfig | None = None, **fields
     chosen = dataclasses.replace(options or AnswerConfig(), **fields)
     if chosen.views not in VIEWS:
         raise InputError(f"views is {chosen.views!r}: expected {', '.join(VIEWS)}")
+    if chosen.merge < 0:
+        raise InputError(f"merge is {chosen.merge}: expected 0 or more tokens a block")
     if format_of(place):
         return _load_export(Path(place), chosen)
     candidates(choose_device(chosen.device), chosen.engine, chosen.precision)

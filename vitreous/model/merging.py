@@ -1,5 +1,6 @@
 """Token merging: in each block the picture's most similar tokens become one (Token Merging, 2210.09461)."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -75,6 +76,14 @@ class Merging:
 def log_sizes(sizes: Tensor) -> Tensor:
     """(B, T, 1) -> (B, 1, 1, T), by which attention counts a token once for each that it stands for (eq. 1)."""
     return sizes.log().mT[:, None]
+
+
+def tokens_left(config: ModelConfig, height: int, width: int) -> int:
+    """How many of a picture's tokens, those of the prefix aside, leave the last block."""
+    left = math.prod(config.grid(height, width))
+    for _ in range(config.depth):
+        left -= min(config.merge, left // 2)
+    return left
 
 
 def match(keys: Tensor, most: int, prefix: int) -> Pairs | None:

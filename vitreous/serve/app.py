@@ -18,7 +18,7 @@ KEYS = {
 }
 SILENT = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
 WHY = {
-    400: "a form that is cut, or holds no file",
+    400: "an empty body, or a form that is cut or holds no file",
     401: "no key, or another one",
     403: "asked by another name, or by another site's page",
     408: "the request came too slowly",

@@ -78,7 +78,8 @@ class Batcher:
         self.waiting = 0  # pictures that are accepted and not done
         self._batches = predictor.engine.batches
         self._loop: asyncio.AbstractEventLoop
-        self._done: deque[tuple[float, int]] = deque()  # when, and how many
+        self._done: deque[tuple[float, int, float]] = deque()  # when, how many, and the seconds that they took
+        self._since = 0.0  # when the last ones were done, or the first came after none had waited
         self._decoding = ThreadPoolExecutor(predictor.threads, "decode", initializer=stand_back, initargs=(NICE,))
         self._ready: dict[int, list[Job]] = {number: [] for number in range(len(predictor.spec.sizes))}
         self._changed = threading.Condition()  # guards _ready and _stopping
@@ -117,11 +118,10 @@ class Batcher:
             raise Refused(429, f"{self.waiting} pictures wait already: try again later", self.retry_after())
 
     def retry_after(self) -> float:
-        """Seconds until what waits is done, by what was done of late; at most a minute."""
-        now = self._loop.time()
-        self._forget(now)
-        done = sum(count for _, count in self._done)
-        return min(60.0, self.waiting * max(1.0, now - self._done[0][0]) / done) if done else 1.0
+        """Seconds until what waits is done, by how long pictures took of late; at most a minute."""
+        self._forget(self._loop.time())
+        done, seconds = sum(count for _, count, _ in self._done), sum(took for *_, took in self._done)
+        return min(60.0, self.waiting * seconds / done) if done else 1.0
 
     async def ask(self, uploads: Sequence[Upload], gone: Callable[[], bool]) -> list[Job]:
         """The jobs of a request's pictures, done. Raises `Refused` where there are too many, or it took too long."""
@@ -163,6 +163,8 @@ class Batcher:
             asked.future.set_exception(self._late())
 
     def _count(self, change: int) -> None:
+        if not self.waiting:
+            self._since = self._loop.time()
         self.waiting += change
         self.metrics.waiting.set(self.waiting)
 
@@ -178,7 +180,8 @@ class Batcher:
             self.metrics.batches.observe(len(jobs))
             self.metrics.engine.observe(seconds)
             self._forget(now)
-            self._done.append((now, len(jobs)))
+            self._done.append((now, len(jobs), now - self._since))
+            self._since = now
 
     def _forget(self, now: float) -> None:
         while self._done and self._done[0][0] < now - WINDOW:

@@ -20,8 +20,8 @@ TAKEN = "multipart/form-data with files, image/* or application/octet-stream"
 async def read_uploads(request: Request, settings: Settings, reader: Reader, name: str = "") -> list[Upload]:
     """The pictures of a request: the files of a form, or its body, which has no name but the one that is told.
 
-    Raises `Refused`: 400 for a form that is cut or holds none, 408 for one that comes too slowly, 413 as soon as it is
-    too large, 415 for other kinds, 429 where there is no room.
+    Raises `Refused`: 400 for a form that is cut or holds none, and for an empty body, 408 for one that comes too
+    slowly, 413 as soon as it is too large, 415 for other kinds, 429 where there is no room.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     kind = kind.lower()
@@ -40,6 +40,8 @@ async def read_uploads(request: Request, settings: Settings, reader: Reader, nam
     else:
         content = bytearray()
         await read_body(request.receive, settings, reader, content.extend, most)
+        if not content:
+            raise Refused(400, "the request is empty: expected a picture as its body, or a form with files")
         uploads = [Upload(clean(name.encode(errors="replace"), "picture 1"), bytes(content))]
     reader.accepted()
     return uploads

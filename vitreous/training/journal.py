@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,7 +67,13 @@ class Journal:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        with Progress(
+            *columns,
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+            redirect_stdout=sys.stdout.isatty(),  # what is printed meanwhile goes above the bar, but not out of a file
+        ) as progress:
             task = progress.add_task(title, total=total, completed=done)
             yield lambda count, total=total: progress.update(task, completed=count, total=total)
 

@@ -123,7 +123,7 @@ def predict(
     """
     _check_options(pictures, out, skip_done, top)
     world = current()
-    journal = journal_in(world, Journal(stderr=json))
+    journal = journal_in(world, Journal(stderr=json or out is None))  # standard output is for the answers alone
     if out is not None and not skip_done and part_of(out).exists():
         journal.say(f"{part_of(out)}, of an interrupted predict, is begun anew; --skip-done would go on with it")
     DECODERS.warm()
@@ -143,12 +143,12 @@ def predict(
         rows = (as_row(predictor.task, prediction, top) for prediction in predictions)
         rows = _printed_as_json(rows) if json else rows
         if out is None:
-            for _ in rows if json else _printed_as_lines(predictions, top, journal):
+            for _ in rows if json else _printed_as_lines(predictions, top):
                 pass
         else:
             _write(rows, out, predictor, top, skip_done, journal)
-            journal.say(f"{counted(len(source), 'row')} {'added to' if skip_done else 'in'} {out}")
-    unusable.check(len(source))
+            journal.say(f"{counted(len(source), 'row')} {'written to' if skip_done else 'in'} {out}")
+    unusable.check(len(source), skip_done)
     return 0
 
 
@@ -187,12 +187,13 @@ class _Unusable:
         self.count += 1
         self.faults = [*self.faults, fault][:SHOWN]
 
-    def check(self, total: int) -> None:
-        """Raises `InputError` where there are any, of so many pictures."""
+    def check(self, total: int, again: bool) -> None:
+        """Raises `InputError` where there are any, of so many pictures; `again`: others have their answers already."""
         if self.count:
-            some = f"{self.count:,} of {total:,} pictures could not be used:"
+            some = again or self.count < total
+            title = f"{self.count:,} of {total:,} pictures could not be used:" if some else "no picture could be used:"
             more = f"  … and {self.count - SHOWN:,} more" if self.count > SHOWN else ""
-            raise InputError.listing("no picture could be used:" if self.count == total else some, self.faults, more)
+            raise InputError.listing(title, self.faults, more)
 
 
 def _predictions(
@@ -209,11 +210,10 @@ def _predictions(
             progress(number)
 
 
-def _printed_as_lines(predictions: Iterable[Prediction], top: int, journal: Journal) -> Iterator[Prediction]:
+def _printed_as_lines(predictions: Iterable[Prediction], top: int) -> Iterator[Prediction]:
     for prediction in predictions:
         if not prediction.error:
-            # Not through `say`, which keeps what it said.
-            journal.console.print(visible(plain(answer_line(prediction, top))), markup=False)
+            print(visible(plain(answer_line(prediction, top))), flush=True)
         yield prediction
 
 

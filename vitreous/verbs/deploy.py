@@ -7,12 +7,12 @@ from typing import Any, Literal
 from vitreous.infer.agreement import Bar
 from vitreous.infer.predictor import AnswerConfig
 from vitreous.training.journal import Journal
-from vitreous.verbs.options import Json, Run
+from vitreous.verbs.options import Json, Run, TrainedRun
 from vitreous.verbs.output import print_json
 
 
 def export_run(
-    run: Run,
+    run: TrainedRun,
     /,
     *,
     out: Path | None = None,
@@ -76,11 +76,11 @@ def serve(
         port: 0 takes one that is free.
         name: Another name by which this machine's own browsers and proxies reach it: requests by other names are
             refused on loopback.
-        api_key_file: A file that holds a key, which every request but for the page and /health must show, as
-            `Authorization: Bearer KEY` or `X-API-Key: KEY`; default: the variable VITREOUS_API_KEY.
+        api_key_file: A file that holds a key, 16 characters or more, which every request but for the page and /health
+            must show, as `Authorization: Bearer KEY` or `X-API-Key: KEY`; default: the variable VITREOUS_API_KEY.
         insecure: Listen beyond this machine without a key.
         deadline: Seconds from a request's last byte until its pictures must be begun with; else it is refused (503).
-        queue: Pictures that may wait or be worked on; a request beyond that is refused (429).
+        queue: Pictures that may wait or be worked on, 64 or more; a request beyond that is refused (429).
         max_mb: Of a picture; a request may have twice as much, and 64 pictures.
         log: A line a request, on the standard error.
     """
