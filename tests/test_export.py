@@ -122,7 +122,8 @@ class TestExport:
         for place in (run, made[0].path):
             said: list[str] = []
             found = vitreous.evaluate(vitreous.load(place), shapes, say=said.append)
-            told.append((found.names, found.summary["top1"], [line for line in said if not line.startswith("engine: ")]))
+            words = [line for line in said if not line.startswith("engine: ")]
+            told.append((found.names, found.summary["top1"], words))
             assert vitreous.evaluate(vitreous.load(place), shapes, split="train").summary["n"] == 36
         assert told[0] == told[1]
         assert told[0][2][0].startswith("36 of these pictures were trained on and are not scored; scored: 12 held out")
