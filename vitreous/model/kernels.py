@@ -4,7 +4,6 @@ import functools
 import math
 import platform
 from contextlib import AbstractContextManager, nullcontext, suppress
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +22,17 @@ LARGEST_SCORE = 60.0  # whose exponential, summed over all tokens, is far below 
 PACKED = WeakTensorKeyDictionary()  # a weight -> what it was when it was packed, and the packed weight
 
 
+@functools.cache
 def processor_name() -> str:
     """What the processor calls itself."""
-    with suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
 
 
-INTEL = "intel" in processor_name().lower()  # the maker of MKL
+def on_intel() -> bool:
+    """Whether this is a processor of the maker of MKL."""
+    return "intel" in processor_name().lower()
 
 
 class Linear(nn.Linear):
@@ -49,7 +50,7 @@ class Linear(nn.Linear):
         if dtype and not torch.is_grad_enabled():
             bias = None if self.bias is None else self.bias.to(dtype)
             return product(input.to(dtype).contiguous(), packed(self.weight, dtype), bias, activation)
-        if dtype == torch.float32 and not INTEL:
+        if dtype == torch.float32 and not on_intel():
             out = OneDNNLinear.apply(input.contiguous(), self.weight, self.bias)
         else:
             out = F.linear(input, self.weight, self.bias)

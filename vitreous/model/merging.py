@@ -78,11 +78,16 @@ def log_sizes(sizes: Tensor) -> Tensor:
     return sizes.log().mT[:, None]
 
 
+def most_pairs(tokens: int, most: int) -> int:
+    """How many of a picture's tokens a block may merge away: at most half of them."""
+    return min(most, tokens // 2)
+
+
 def tokens_left(config: ModelConfig, height: int, width: int) -> int:
     """How many of a picture's tokens, those of the prefix aside, leave the last block."""
     left = math.prod(config.grid(height, width))
     for _ in range(config.depth):
-        left -= min(config.merge, left // 2)
+        left -= most_pairs(left, config.merge)
     return left
 
 
@@ -95,7 +100,7 @@ def match(keys: Tensor, most: int, prefix: int) -> Pairs | None:
     """
     T = keys.shape[2]
     first, second = slice(prefix, T, 2), slice(prefix + 1, T, 2)
-    count = min(most, (T - prefix) // 2)
+    count = most_pairs(T - prefix, most)
     if not count:
         return None
     with full_precision(keys):
