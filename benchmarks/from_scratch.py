@@ -38,7 +38,7 @@ from vitreous.model.config import ModelConfig
 from vitreous.model.vit import count_macs
 from vitreous.rundir import RunDir
 from vitreous.training.journal import read_rows
-from vitreous.training.recipe import Plan
+from vitreous.training.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = "resnet18"

@@ -31,7 +31,8 @@ from vitreous.data.targets import Task
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import VisionTransformer
 from vitreous.rundir import FORMAT, RunDir, SplitRow
-from vitreous.training.recipe import Pace, Plan, TrainConfig
+from vitreous.training.plan import Pace, Plan
+from vitreous.training.recipe import TrainConfig
 
 CONFIG = ModelConfig(width=16, depth=2, heads=2, outputs=2, image_size=(16, 24), patch_size=(8, 8))
 SPEC = InputSpec(3, "uint8", ((16, 24),), (0.5,) * 3, (0.2,) * 3)

@@ -26,8 +26,9 @@ from vitreous.training.journal import Journal
 from vitreous.training.learner import Learner, update
 from vitreous.training.measuring import outputs_on
 from vitreous.training.parallel import gathered
+from vitreous.training.plan import Plan
 from vitreous.training.prepare import Job, prepare, prepare_together
-from vitreous.training.recipe import Plan, TrainConfig
+from vitreous.training.recipe import TrainConfig
 from vitreous.training.steps import training_batches
 from vitreous.training.torchrun import joined, restarted
 from vitreous.training.train import start_run

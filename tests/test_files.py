@@ -1,11 +1,14 @@
 """Strict readers: what they take, what they refuse and how they say so; and what is written for people."""
 
 import csv
+import io
 import json
 import pickle
+import sys
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -209,6 +212,12 @@ class TestSpreadsheets:
         assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r", "＝")) for cell in cells)
 
 
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
 class TestTerminal:
     def test_what_a_terminal_would_obey_is_shown_as_its_code(self):
         assert visible("a\x1b[2J\x9bm\u202eb\r.png") == r"a\x1b[2J\x9bm\u202eb\r.png"
@@ -219,6 +228,14 @@ class TestTerminal:
     def test_a_journal_shows_it_so_too(self, capsys: pytest.CaptureFixture[str]):
         Journal().say("bad: \x1b]0;evil\x07.png")
         assert capsys.readouterr().out == "bad: \\x1b]0;evil\\x07.png\n"
+
+    @pytest.mark.parametrize("stream", [None, SimpleNamespace(write=print), closed()], ids=["none", "odd", "closed"])
+    def test_a_bar_needs_no_stream_of_the_usual_kind(self, monkeypatch: pytest.MonkeyPatch, stream: object):
+        journal = Journal()
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        with journal.bar("pictures", 3) as advance:
+            advance(3)
 
 
 class TestCounted:

@@ -21,8 +21,8 @@ from vitreous.training.incidents import Incidents, StepError, some
 from vitreous.training.journal import Journal
 from vitreous.training.learner import Learner, Progress, gradient, make_update
 from vitreous.training.loop import fit
+from vitreous.training.plan import Plan
 from vitreous.training.prepare import Job
-from vitreous.training.recipe import Plan
 from vitreous.training.shared_run import MuteJournal
 from vitreous.training.steps import training_batches
 

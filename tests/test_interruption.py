@@ -27,8 +27,9 @@ from vitreous.training import loop
 from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, read_rows
 from vitreous.training.loop import fit
+from vitreous.training.plan import Plan
 from vitreous.training.prepare import Job
-from vitreous.training.recipe import Plan, TrainConfig, parse_save_every
+from vitreous.training.recipe import TrainConfig, parse_save_every
 
 posix = pytest.mark.skipif(os.name == "nt", reason="there a process cannot be sent these signals")
 

@@ -133,6 +133,16 @@ class TestLinear:
         for mine, torchs in pairs:
             torch.testing.assert_close(mine, torchs, rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.skipif(not kernels.ONEDNN, reason="no oneDNN here")
+    @pytest.mark.parametrize(("maker", "onednn"), [("AuthenticAMD", True), ("GenuineIntel", False), ("", True)])
+    def test_in_training_it_is_onednns_but_on_intels_processors(self, maker, onednn, monkeypatch):
+        monkeypatch.setattr(
+            kernels, "_of_processor", lambda field: maker if field == "vendor_id" else "QEMU Virtual CPU"
+        )
+        monkeypatch.setattr(kernels.platform, "processor", lambda: "")
+        made_by = Linear(7, 4)(drawn(2, 7)).grad_fn
+        assert ("OneDNNLinear" in type(made_by).__name__) is onednn
+
     def test_frozen_weights_get_no_gradient_and_let_it_pass(self):
         layer, tokens = Linear(7, 4).requires_grad_(False), drawn(2, 5, 7).requires_grad_()
         layer(tokens).sum().backward()

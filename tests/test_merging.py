@@ -17,7 +17,7 @@ from vitreous.model import kernels
 from vitreous.model.config import ModelConfig
 from vitreous.model.encoder import Relation
 from vitreous.model.kernels import attend
-from vitreous.model.merging import Merging, Pairs, log_sizes, match
+from vitreous.model.merging import Merging, Pairs, log_sizes, match, tokens_left
 from vitreous.model.vit import VisionTransformer, count_macs
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -389,6 +389,14 @@ class TestExport:
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             found = torch.compile(model, backend="eager", fullgraph=True)(pixels)
             torch.testing.assert_close(found, model(pixels), rtol=0, atol=0.1 if bf16 else 1e-6)
+
+
+@pytest.mark.parametrize(("pool", "merge"), [("mean", 1), ("mean", 3), ("class", 5), ("class", 1_000)])
+def test_how_many_tokens_are_left_is_known_beforehand(pool, merge):
+    model = merging_model(merge, pool=pool)
+    pixels = pictures(model.config)
+    left = model.encode(pixels).shape[1] - model.config.prefix
+    assert tokens_left(model.config, *pixels.shape[2:]) == left < math.prod(model.config.grid(*pixels.shape[2:]))
 
 
 class TestRefused:

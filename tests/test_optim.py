@@ -8,7 +8,7 @@ from tiny_runs import PLAN
 
 from vitreous.training.muon import Muon, dealt, orthogonal
 from vitreous.training.optim import FROZEN, make_average, make_optimizers, restore_state, state_of
-from vitreous.training.recipe import Plan
+from vitreous.training.plan import Plan
 
 CONFIG = tiny_config("stem", conditional=True, pool="class")
 
@@ -50,6 +50,11 @@ class TestMakeOptimizers:
             _, groups = names_of(kind, stem_rate=4.0)
             assert {groups[f"tokenizer.steps.{i}.convolution.weight"]["scale"] for i in range(3)} == {rate}
             assert groups["tokenizer.first.weight"]["scale"] == 1.0
+
+    def test_that_of_the_rest_is_the_plans(self):
+        _, groups = names_of("muon", rest_rate=0.1)
+        assert groups["head.outputs.weight"]["scale"] == 0.1
+        assert groups["tokenizer.first.weight"]["scale"] == 1.0
 
     def test_a_plan_from_before_the_stem_had_its_own_rate_is_followed_as_it_was(self):
         before = PLAN.to_json()

@@ -10,16 +10,8 @@ import pytest
 from vitreous.data.augment import AugmentConfig
 from vitreous.data.batches import Order
 from vitreous.model.presets import PRESETS, preset
-from vitreous.training.recipe import (
-    LAST_ROWS,
-    Pace,
-    Plan,
-    TrainConfig,
-    choose_model,
-    choose_threads,
-    larger_model,
-    machine_threads,
-)
+from vitreous.training.plan import LAST_ROWS, Pace, Plan
+from vitreous.training.recipe import TrainConfig, choose_model, choose_threads, larger_model, machine_threads
 from vitreous.training.steps import row_steps
 
 

@@ -32,6 +32,7 @@ import vitreous
 from vitreous.data.augment import POLICIES
 from vitreous.data.store import PixelStore
 from vitreous.errors import InputError
+from vitreous.model.kernels import processor_name
 from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint, RunDir, newest_step
 from vitreous.training.incidents import Incidents
@@ -39,9 +40,10 @@ from vitreous.training.journal import Journal
 from vitreous.training.learner import Learner, class_weights, update
 from vitreous.training.loop import Mark, Session, fit, keep_to_budget
 from vitreous.training.optim import make_criterion
+from vitreous.training.plan import Pace, Plan
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, prepare_again
-from vitreous.training.recipe import Pace, Plan, TrainConfig, choose_device, choose_precision
+from vitreous.training.recipe import TrainConfig, choose_device, choose_precision
 from vitreous.training.steps import training_batches
 from vitreous.training.train import _plan_here
 from vitreous.training.world import ALONE
@@ -299,6 +301,17 @@ def test_a_run_that_began_on_a_gpu_goes_on_without_one_and_says_so(small, capsys
     assert f"not bit-exact: the run began on cuda, this machine computes on {found.device}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("began", "said"),
+    [("Another One", "not bit-exact: the run began on Another One, this is This One\n"), ("This One", ""), ("", "")],
+)
+def test_a_run_that_goes_on_with_another_processor_says_so(small, capsys, monkeypatch, began, said):
+    monkeypatch.setattr("vitreous.training.train.processor_name", lambda: "This One")
+    plan = dataclasses.replace(small[2], device="cpu", threads=1, torch=torch.__version__, processor=began)
+    assert _plan_here(plan, TrainConfig(device="cpu"), False, ALONE, Journal()) == plan
+    assert capsys.readouterr().out == said
+
+
 @pytest.mark.usefixtures("unpainted")
 class TestNotFinite:
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -436,6 +449,12 @@ class TestTheRecipe:
         made = make_plan(job, config, build(job.model, plan.seed), torch.device("cpu"))
         assert made.augmentation == POLICIES[expected]
 
+    def test_a_plan_has_the_rates_of_the_stem_and_of_the_rest_and_the_processor_that_it_was_made_on(self, rare):
+        _, job, plan = rare
+        config = TrainConfig(epochs=1, batch=8, precision="fp32")
+        made = make_plan(job, config, build(job.model, plan.seed), torch.device("cpu"))
+        assert (made.stem_rate, made.rest_rate, made.processor) == (4.0, 0.2, processor_name())
+
     def test_smoothing_moves_its_share_of_the_truth_to_all_classes_alike(self, rare):
         task = rare[1].task
         outputs, targets = torch.tensor([[2.0, -1.0], [0.5, 0.3]]), torch.tensor([0, 1])
@@ -493,6 +512,10 @@ class TestInit:
         with pytest.raises(InputError, match="--init brings its own model"):
             vitreous.train(shapes, out=tmp_path / "run", init=first, **{**SHORT, "model": "vit_ti_8"})
         assert not (tmp_path / "run").exists()
+
+    def test_a_recipe_beside_init_is_refused(self, shapes, first, tmp_path):
+        with pytest.raises(InputError, match="recipe is t2t: --init brings a model"):
+            vitreous.train(shapes, out=tmp_path / "run", init=first, recipe="t2t", **TUNE)
 
     def test_a_frozen_encoder_keeps_its_weights_and_the_head_learns(self, shapes, first, tmp_path):
         options = {**TUNE, "epochs": 2}

@@ -11,8 +11,9 @@ from vitreous.data.augment import AugmentConfig
 from vitreous.model.vit import VisionTransformer, build
 from vitreous.rundir import FORMAT, RunDir
 from vitreous.training.journal import Journal
+from vitreous.training.plan import Pace, Plan
 from vitreous.training.prepare import Job, prepare
-from vitreous.training.recipe import Pace, Plan, TrainConfig
+from vitreous.training.recipe import TrainConfig
 
 PLAN = Plan(
     points=((0, 0.0, 12),),

@@ -106,7 +106,8 @@ def config(data: bytes) -> object:
     from vitreous.data.targets import Task
     from vitreous.model.config import ModelConfig
     from vitreous.strict import parse_json
-    from vitreous.training.recipe import Plan, TrainConfig
+    from vitreous.training.plan import Plan
+    from vitreous.training.recipe import TrainConfig
 
     classes = {cls.__name__: cls for cls in (Calibration, InputSpec, Task, ModelConfig, Plan, TrainConfig)}
     values = parse_json(data, "text")

@@ -259,13 +259,13 @@ def _fit(aspect: float, side: float, stride: Size) -> Size:
     sh, sw = stride
     tokens = max(side * side / (sh * sw), 1.0)
 
-    def misfit(grid: Size) -> float:
+    def distance(grid: Size) -> float:
         gh, gw = grid
         return abs(np.log(gh * sh / (gw * sw)) - aspect) + 0.5 * abs(np.log(gh * gw / tokens))
 
     most = int(tokens * 1.1)
     grids = [(gh, gw) for gh in range(1, most + 1) for gw in range(1, most // gh + 1)]
-    gh, gw = min(grids, key=misfit)
+    gh, gw = min(grids, key=distance)
     return gh * sh, gw * sw
 
 

@@ -65,7 +65,9 @@ def choose_engine(predictor: "Predictor", say: Callable[[str], None]) -> Engine:
     tried = _tried(predictor)
     late = partial(validation_judge, predictor, options.data)
     if len(tried) == 1 and tried[0][1] == "fp32" and not options.merge:
-        return _first(predictor, tried, late, say)
+        engine = _first(predictor, tried, late, say)
+        say(f"engine: {describe(engine)}")
+        return engine
     key, path = _key(predictor), folder_of(predictor) / MEMORY
     memory = _remembered(path, tried)
     if key in memory:
@@ -78,8 +80,8 @@ def choose_engine(predictor: "Predictor", say: Callable[[str], None]) -> Engine:
     except InputError as fault:
         say(f"note: no pictures of the run to measure by ({fault})")
         return _unmeasured(predictor, tried, late, say)
-    long = ", in a minute or two" if any(precision == "int8" for _, precision in tried) else ""
-    say(f"looking for the fastest engine, once for this run, by {len(judge.sample):,} validation pictures{long}")
+    patience = ", in a minute or two" if any(precision == "int8" for _, precision in tried) else ""
+    say(f"looking for the fastest engine, once for this run, by {len(judge.sample):,} validation pictures{patience}")
     best = _fastest(predictor, tried, judge, say)
     said = best.line()
     if options.merge:

@@ -34,7 +34,8 @@ from vitreous.model.config import ModelConfig
 from vitreous.model.merging import tokens_left
 from vitreous.model.vit import VisionTransformer, count_macs
 from vitreous.rundir import RunDir
-from vitreous.training.recipe import Plan, TrainConfig, choose_device, choose_threads
+from vitreous.training.plan import Plan
+from vitreous.training.recipe import TrainConfig, choose_device, choose_threads
 from vitreous.training.torchrun import current
 
 Picture = str | os.PathLike | np.ndarray
@@ -209,8 +210,7 @@ class Predictor:
         """
         one = isinstance(pictures, str | os.PathLike | np.ndarray)
         source = open_pictures([pictures] if one else pictures)  # pyright: ignore
-        tells = len(source) > self.batch or self.options.merge > 0
-        return list(self.stream(source, print if tells else lambda text: None))
+        return list(self.stream(source, print if len(source) > self.batch else lambda text: None))
 
     def stream(self, source: Source, say: Callable[[str], None] = print) -> Generator[Prediction, None, None]:
         """Answers to the pictures of a source as they come, in their order; memory stays bounded."""
@@ -229,8 +229,9 @@ class Predictor:
                 self.world.agree(lambda: self.settle(say))  # measured once; the others find what was chosen
             self.settle(say)
         elif not self.settled:
-            later = "where there is more to do, a faster one is looked for" + self._merged()
-            say(f"engine: {describe(self.engine)}; {later}")
+            several = len(candidates(self.device, self.options.engine, self.options.precision)) > 1
+            faster = "; where there is more to do, a faster one is looked for" if several else ""
+            say(f"engine: {describe(self.engine)}{faster}{self._merged()}")
         own = self._own_answers
         return own(source) if self.world.size == 1 else divided(own, source, self.task.outputs, self.batch, self.world)
 
@@ -266,7 +267,9 @@ class Predictor:
             return ""
         config, size = self.model.config, max(self.spec.sizes, key=math.prod)
         left, tokens = tokens_left(config, *size), math.prod(config.grid(*size))
-        return f", and what merging costs is measured: of {counted(tokens, 'token')} it leaves {left:,}"
+        return (
+            f"; merging leaves {left:,} of {counted(tokens, 'token')}: its cost is measured where there is more to do"
+        )
 
     def outputs(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels (B, H, W, C) as `InputSpec.read` makes them -> the model's raw outputs (B, K), the mean over the
@@ -333,8 +336,6 @@ def load(place: str | os.PathLike, options: AnswerConfig | None = None, **fields
     chosen = dataclasses.replace(options or AnswerConfig(), **fields)
     if chosen.views not in VIEWS:
         raise InputError(f"views is {chosen.views!r}: expected {', '.join(VIEWS)}")
-    if chosen.merge < 0:
-        raise InputError(f"merge is {chosen.merge}: expected 0 or more tokens a block")
     if format_of(place):
         return _load_export(Path(place), chosen)
     candidates(choose_device(chosen.device), chosen.engine, chosen.precision)

@@ -22,17 +22,22 @@ LARGEST_SCORE = 60.0  # whose exponential, summed over all tokens, is far below 
 PACKED = WeakTensorKeyDictionary()  # a weight -> what it was when it was packed, and the packed weight
 
 
-@functools.cache
 def processor_name() -> str:
     """What the processor calls itself."""
-    with suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as lines:
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return platform.processor() or platform.machine()
+    return _of_processor("model name") or platform.processor() or platform.machine()
 
 
 def on_intel() -> bool:
     """Whether this is a processor of the maker of MKL."""
-    return "intel" in processor_name().lower()
+    return "intel" in (_of_processor("vendor_id") or platform.processor()).lower()
+
+
+@functools.cache
+def _of_processor(field: str) -> str:
+    """What Linux says of the first processor; "" elsewhere."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(field)), "")
+    return ""
 
 
 class Linear(nn.Linear):

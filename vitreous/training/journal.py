@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -72,7 +73,9 @@ class Journal:
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
-            redirect_stdout=sys.stdout.isatty(),  # what is printed meanwhile goes above the bar, but not out of a file
+            # What is printed meanwhile goes above the bar, but not out of a file.
+            redirect_stdout=_is_terminal(sys.stdout),
+            redirect_stderr=_is_terminal(sys.stderr),
         ) as progress:
             task = progress.add_task(title, total=total, completed=done)
             yield lambda count, total=total: progress.update(task, completed=count, total=total)
@@ -95,6 +98,14 @@ class Journal:
         writer.writeheader()
         writer.writerows(self.rows)
         write_atomically(self.folder / "metrics.csv", text.getvalue().encode())
+
+
+def _is_terminal(stream: Any) -> bool:
+    """Whether a person sees what is written there; a stream may be closed, or None, or what only has `write`."""
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 def read_rows(folder: Path, until_step: int) -> list[dict[str, float]]:

@@ -21,8 +21,8 @@ from vitreous.training.interruption import Interruption
 from vitreous.training.lanes import Lanes, join_gradients, replicas
 from vitreous.training.optim import make_average, make_criterion, make_optimizers, restore_state, state_of
 from vitreous.training.parallel import average_gradients, divide, gathered, unless_last, whole
+from vitreous.training.plan import Plan
 from vitreous.training.prepare import Job
-from vitreous.training.recipe import Plan
 from vitreous.training.world import ALONE, World
 
 

@@ -17,8 +17,8 @@ from vitreous.training.interruption import Interruption
 from vitreous.training.journal import Journal, row_line
 from vitreous.training.learner import Learner, gradient, make_update
 from vitreous.training.measuring import HEADLINES, measure
+from vitreous.training.plan import Plan
 from vitreous.training.prepare import Job
-from vitreous.training.recipe import Plan
 from vitreous.training.steps import next_batch, row_steps, training_batches
 from vitreous.training.world import ALONE, World
 

@@ -12,8 +12,8 @@ from vitreous.data.batches import Batch, Order, plain_batches
 from vitreous.training.lanes import Lanes
 from vitreous.training.learner import Learner
 from vitreous.training.parallel import without_gradients
+from vitreous.training.plan import Plan
 from vitreous.training.prepare import Job
-from vitreous.training.recipe import Plan
 from vitreous.training.world import ALONE, World
 
 HEADLINES = {"classification": "top1", "multilabel": "map", "regression": "r2"}

@@ -14,7 +14,7 @@ from vitreous.model.stem import Convolution, Step
 from vitreous.model.vit import VisionTransformer
 from vitreous.training.muon import Muon
 from vitreous.training.parallel import divided_like
-from vitreous.training.recipe import Plan
+from vitreous.training.plan import Plan
 from vitreous.training.world import ALONE, World
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -28,12 +28,10 @@ FROZEN = {
 }
 
 
-REST_RATE = 0.2  # of AdamW beside Muon, as a share of Muon's
-
-
 def make_optimizers(model: VisionTransformer, plan: Plan, world: World = ALONE) -> list[torch.optim.Optimizer]:
-    """AdamW (1711.05101) for all, or with "muon" Muon (Keller Jordan, 2024) for the matrices between pixels and head
-    and AdamW for the rest, at a fifth of the rate; the stem's steps learn at the plan's `stem_rate` times Muon's.
+    """AdamW (1711.05101) for all, or with "muon" Muon (Keller Jordan, 2024) for the matrices of the encoder, of the
+    stem and of T2T's steps, and AdamW for the rest, at the plan's `rest_rate` times Muon's: head, plain patches,
+    depthwise convolutions, and all that is no matrix. The stem's later convolutions learn at `stem_rate` times Muon's.
     Biases, norms, tokens and position tables do not decay.
 
     With the plan's `layer_decay` each block learns so many times slower than the one behind it, and the tokenizer
@@ -42,15 +40,16 @@ def make_optimizers(model: VisionTransformer, plan: Plan, world: World = ALONE) 
     """
     muon = plan.optimizer == "muon"
     weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | Convolution)}
-    steps = {id(m.convolution.weight) for m in model.modules() if isinstance(m, Step)}
+    stem = {id(m.convolution.weight) for m in model.modules() if isinstance(m, Step)}
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(FROZEN[plan.freeze]))
         if not parameter.requires_grad:
             continue
         inner = muon and id(parameter) in weights and parameter.ndim == 2 and not name.startswith("head.")
-        share = REST_RATE if muon and not inner else plan.stem_rate if muon and id(parameter) in steps else 1.0
-        scale = plan.layer_decay ** _layers_behind(name, model) * share
+        scale = plan.layer_decay ** _layers_behind(name, model)
+        if muon:
+            scale *= plan.rest_rate if not inner else plan.stem_rate if id(parameter) in stem else 1.0
         groups.setdefault((inner, scale, plan.weight_decay if id(parameter) in weights else 0.0), []).append(parameter)
 
     def parts(wanted: bool) -> list[dict[str, Any]]:

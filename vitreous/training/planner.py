@@ -10,16 +10,17 @@ import torch
 
 from vitreous.data.augment import AugmentConfig, resolve
 from vitreous.data.batches import Order, TrainingBatches
+from vitreous.model.kernels import processor_name
 from vitreous.model.vit import VisionTransformer
 from vitreous.training.learner import Learner, update
 from vitreous.training.measuring import outputs_on
+from vitreous.training.plan import Pace, Plan
 from vitreous.training.prepare import Job
 from vitreous.training.recipe import (
     DEFAULT_MINUTES,
     RECIPES,
+    REST_RATE,
     STEM_RATE,
-    Pace,
-    Plan,
     Recipe,
     TrainConfig,
     choose_batch,
@@ -87,6 +88,8 @@ def make_plan(
         ranks=world.size,
         shard=config.shard,
         stem_rate=STEM_RATE,
+        rest_rate=REST_RATE,
+        processor=processor_name(),
     )
     began = time.perf_counter()
     pace = _timed(job, draft, model, TIMED_SECONDS["epochs" if config.epochs else "minutes"], world)

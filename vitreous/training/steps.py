@@ -6,8 +6,8 @@ import numpy as np
 
 from vitreous.data.batches import Batch, Order, TrainingBatches
 from vitreous.training.incidents import blaming
+from vitreous.training.plan import Plan
 from vitreous.training.prepare import Job
-from vitreous.training.recipe import Plan
 from vitreous.training.world import ALONE, World
 
 

@@ -20,6 +20,7 @@ from vitreous.data.preprocess import InputSpec
 from vitreous.errors import InputError, ToldInterrupt, counted, said_of
 from vitreous.files import write_whole
 from vitreous.model.config import ModelConfig
+from vitreous.model.kernels import processor_name
 from vitreous.model.presets import name_of
 from vitreous.model.vit import VisionTransformer, build, count_macs, count_parameters
 from vitreous.model.weights import adapt, import_weights
@@ -31,10 +32,10 @@ from vitreous.training.journal import Journal, clock
 from vitreous.training.loop import fit
 from vitreous.training.measuring import HEADLINES, outputs_on
 from vitreous.training.parallel import gathered
+from vitreous.training.plan import Plan
 from vitreous.training.planner import make_plan
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
 from vitreous.training.recipe import (
-    Plan,
     TrainConfig,
     choose_device,
     choose_precision,
@@ -200,6 +201,8 @@ def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journ
         journal.say(f"not bit-exact: the run began on {plan.device}, this machine computes on {here}")
         precision = choose_precision("auto", torch.device(here)) if plan.precision == "bf16" else plan.precision
         plan = dataclasses.replace(plan, device=here, precision=precision)
+    elif here == "cpu" and plan.processor not in ("", processor_name()):
+        journal.say(f"not bit-exact: the run began on {plan.processor}, this is {processor_name()}")
     if plan.torch != torch.__version__:
         journal.say(f"not bit-exact: the run began with torch {plan.torch}, this is {torch.__version__}")
     if plan.ranks != world.size or (shard and not plan.shard):

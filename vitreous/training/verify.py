@@ -15,7 +15,8 @@ from torch import Tensor
 from vitreous.errors import InputError
 from vitreous.rundir import Checkpoint, RunDir, newest_step
 from vitreous.training.journal import Journal
-from vitreous.training.recipe import Plan, TrainConfig
+from vitreous.training.plan import Plan
+from vitreous.training.recipe import TrainConfig
 from vitreous.training.train import resume_run, set_up, write_start
 
 STEPS, FEWEST, SECONDS = 48, 8, 15.0  # of the short run: at most, at least, and about how long it may take

@@ -112,13 +112,15 @@ def repeat(m: Material) -> str:
         "Length": f"{counted(plan.steps, 'update')} of {counted(plan.batch, 'picture')}, "
         + counted(round(last["epoch"], 2), "epoch")
         + (f", planned by timing for {lasting(plan.budget)}" if plan.budget else ""),
-        "Optimizer": f"{plan.optimizer}, largest rate {plan.lr:.3g}, {plan.schedule} schedule after {plan.warmup:.0%} "
-        f"warm-up, weight decay {plan.weight_decay:g}, gradient norm up to {plan.clip:g}",
+        "Optimizer": f"{plan.optimizer}, largest rate {plan.lr:.3g}{_other_rates(m)}, {plan.schedule} schedule after "
+        f"{plan.warmup:.0%} warm-up, weight decay {plan.weight_decay:g}, gradient norm up to {plan.clip:g}",
         "Loss": (f"label smoothing {plan.smoothing:g}, " if m.task.kind == "classification" else "")
         + f"balance {plan.balance}, moving average of the weights {plan.ema:.4g}",
         "Augmentation": ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in chosen.items()) or "none",
         "Seed": str(plan.seed),
-        "Machine": f"{plan.device}, {plan.threads} thread{'s' if plan.threads > 1 else ''}, {plan.precision}",
+        "Machine": ", ".join(
+            filter(None, (plan.processor, plan.device, counted(plan.threads, "thread"), plan.precision))
+        ),
         "Versions": f"vitreous {values['vitreous']}, torch {plan.torch}, {m.predictor.spec.decoder}",
         "Times": f"{lasting(last['seconds'])} of training; the first estimate was {lasting(plan.seconds)}{_begun(m)}",
         "This report": f"{time.strftime('%Y-%m-%d %H:%M')}, vitreous {version('vitreous')}, torch {torch.__version__}, "
@@ -149,6 +151,16 @@ def command(config: TrainConfig, data: str) -> list[str]:
                 values = value if isinstance(value, tuple) else () if value is True else (value,)
                 parts.append([f"--{field.name.replace('_', '-')}", *map(str, values)])
     return [shlex.join(part) for part in parts]
+
+
+def _other_rates(m: Material) -> str:
+    """What learns at other rates than Muon's."""
+    plan = m.plan
+    if plan.optimizer != "muon":
+        return ""
+    stem = m.predictor.model.config.tokenizer == "stem" and plan.stem_rate != 1
+    others = [f"{plan.lr * plan.stem_rate:.3g} in the stem"] if stem else []
+    return f" ({', '.join([*others, f'{plan.lr * plan.rest_rate:.3g} for what AdamW learns'])})"
 
 
 def _begun(m: Material) -> str:

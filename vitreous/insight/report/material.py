@@ -26,7 +26,8 @@ from vitreous.infer.predictor import Predictor, load
 from vitreous.insight.report.pieces import Bounds
 from vitreous.rundir import RunDir, SplitRow
 from vitreous.training.journal import read_rows
-from vitreous.training.recipe import Plan, TrainConfig
+from vitreous.training.plan import Plan
+from vitreous.training.recipe import TrainConfig
 
 RESAMPLES, DRAWN = 1000, 30_000_000  # of a bootstrap, and the numbers drawn in all
 MEASURED = {  # what `bootstrap` gives bounds of; of a regression by targets
