@@ -5,21 +5,20 @@
 
 FOLDER holds cifar10/train.tar and cifar10/test.tar, tars of class folders, the same in fashion/ (idx_to_tar.py makes
 them), or clothing/ with train/, validation/ and test/. For each seed it runs what a newcomer types,
-`vitreous train DATA --minutes M --seed S --out RUN`, with an empty cache, then `vitreous eval`. Options of
+`vitreous train DATA --minutes M --seed S --out RUN`, with an empty cache; answers are of PyTorch in fp32. Options of
 `vitreous train` may follow after `--`, to try them. What is scored is the validation split, to choose by; --test scores
 the test pictures instead, for the figure that is published.
 
 With --peers, the Python of an environment with timm (peers/README.md), a ResNet-18 trains for as long, varied once its
-usual way and once as Vitreous varies pictures, and each seed is held against it, picture by picture. With --test it
-learns from all of train.tar, or of train/. Otherwise it learns from what the
-first seed learns from; other seeds that drew another split are held against it on the pictures that neither learned.
+usual way and once as the first seed's run varied pictures, and each seed is held against it, picture by picture. With
+--test it learns from all of train.tar, or of train/. Otherwise it learns from what the first seed learns from; other
+seeds that drew another split are held against it on the pictures that neither learned.
 
 The runs and all answers stay in --out. Exits with 1 where too little of the work lies in the encoder's blocks.
 """
 
 import argparse
 import csv
-import json
 import os
 import statistics
 import subprocess
@@ -32,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitreous.infer.evaluation import evaluate
+from vitreous.infer.evaluation import Evaluation, evaluate
 from vitreous.infer.predictor import load
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import count_macs
@@ -44,7 +43,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PEER = "resnet18"
 HELD_TO = 0.5  # share of the multiply-accumulates that lies in the encoder's blocks
 RESAMPLES = 10_000
-EXACT = ("--engine", "torch", "--precision", "fp32")  # answers of the model itself
 
 
 @dataclass(frozen=True)
@@ -89,32 +87,25 @@ class Result:
         )
 
 
-def verb(name: str, *words: str | Path, show: bool = False, cache: str = "") -> str:
-    """Runs a verb of the command line, shown on standard error or not, and returns what it printed."""
-    command = [sys.executable, "-m", "vitreous", name, *map(str, words)]
-    environment = {**os.environ, **({"VITREOUS_CACHE": cache} if cache else {})}
-    output = sys.stderr if show else subprocess.PIPE
-    return subprocess.run(command, check=True, stdout=output, env=environment, text=True).stdout
-
-
 def train_and_score(
     run: Path, data: str, scored: str, split: str, minutes: float, seed: int, more: Sequence[str]
 ) -> Result:
     """One seed, from nothing to its figures; the answer to each picture goes to answers.csv in the run."""
     with tempfile.TemporaryDirectory(prefix="pixels-", dir=run.parent) as cache:
         began = time.time()
-        words = ("--minutes", f"{minutes:g}", "--seed", str(seed), "--out", run, *more)
-        verb("train", data, *words, show=True, cache=cache)
+        command = [sys.executable, "-m", "vitreous", "train", data, "--minutes", f"{minutes:g}", "--seed", str(seed)]
+        environment = {**os.environ, "VITREOUS_CACHE": cache}
+        subprocess.run([*command, "--out", str(run), *more], check=True, stdout=sys.stderr, env=environment)
         total, planned = time.time() - began, (run / "config.json").stat().st_mtime - began
         decoded = max((path.stat().st_mtime - began for path in Path(cache).glob("*/cache.json")), default=planned)
     plan = Plan.from_json(RunDir(run).read_json("plan.json"))
     last = read_rows(run, plan.steps)[-1]
-    summary = json.loads(verb("eval", run, scored, "--split", split, *EXACT, "--json"))
-    write_answers(run, scored, split)
+    found = evaluate(load(run, engine="torch", precision="fp32"), scored, split=split, say=lambda text: None)
+    write_answers(found, run / "answers.csv")
     return Result(
-        top1=summary["top1"],
-        balanced=summary["balanced_accuracy"],
-        pictures=summary["n"],
+        top1=found.summary["top1"],
+        balanced=found.summary["balanced_accuracy"],
+        pictures=found.summary["n"],
         epochs=last["epoch"],
         rate=plan.steps * plan.batch / last["seconds"],
         before=decoded,
@@ -124,11 +115,10 @@ def train_and_score(
     )
 
 
-def write_answers(run: Path, scored: str, split: str) -> None:
+def write_answers(found: Evaluation, path: Path) -> None:
     """The answers in the form that the peers write."""
-    found = evaluate(load(run, engine="torch", precision="fp32"), scored, split=split, say=lambda text: None)
     names = found.task.names
-    with open(run / "answers.csv", "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("picture", "class", "answer"))
         for picture, target, answer in zip(found.names, found.targets, found.answers.argmax(1), strict=True):
@@ -136,15 +126,13 @@ def write_answers(run: Path, scored: str, split: str) -> None:
 
 
 def train_peer(
-    python: str, augmentation: str, words: Sequence[str | Path], options: argparse.Namespace, threads: int
-) -> Path:
-    """Trains the peer as long as ours and prints what it reached; returns the file of its answers."""
-    answers = options.out / f"{PEER}-{augmentation}.csv"
-    command = [python, ROOT / "benchmarks" / "peers" / "from_scratch.py", PEER, *words, "--augmentation", augmentation]
+    python: str, words: Sequence[str | Path], answers: Path, options: argparse.Namespace, threads: int
+) -> None:
+    """Trains the peer as long as ours, prints what it reached and writes its answers."""
+    command = [python, ROOT / "benchmarks" / "peers" / "from_scratch.py", PEER, *words]
     command += ["--minutes", options.minutes, "--seed", options.seeds[0], "--threads", threads, "--out", answers]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     subprocess.run(list(map(str, command)), check=True, env={**os.environ, "PYTHONPATH": path})
-    return answers
 
 
 def read_answers(path: Path) -> dict[str, bool]:
@@ -233,8 +221,11 @@ def main() -> int:
     print(f"{plan['threads']} threads, {plan['device']}, {plan['precision']}, torch {plan['torch']}", flush=True)
 
     words = (place(task.train, options), scored) if options.test else (data, "--split", first / "split.csv")
-    for augmentation in ("theirs", "ours") if options.peers else ():
-        theirs = read_answers(train_peer(options.peers, augmentation, words, options, plan["threads"]))
+    ways = {"theirs": (), "ours": ("--augmentation-of", first)}
+    for augmentation, way in ways.items() if options.peers else ():
+        answers = options.out / f"{PEER}-{augmentation}.csv"
+        train_peer(options.peers, (*words, *way), answers, options, plan["threads"])
+        theirs = read_answers(answers)
         for seed, run in runs.items():
             above = difference(read_answers(run / "answers.csv"), theirs)
             print(f"  seed {seed} against {PEER}, augmentation {augmentation}: {above}", flush=True)

@@ -19,7 +19,6 @@ auto` has it, or with --int8 as OpenVINO has it in int8, whatever it loses. Exit
 """
 
 import argparse
-import dataclasses
 import importlib
 import statistics
 import subprocess
@@ -61,7 +60,7 @@ T2T = {"bf16": 6.0, "int8": 7.0}  # times the paper's code in fp32
 BOUND = 70.0  # per cent of the GEMM bound
 LOSS = 0.3  # points of accuracy
 PROFILED = 10  # batches
-OPEN = Bar(max_loss=100.0, max_shift=1.0)  # random weights have no right answers to lose
+OPEN = Bar(max_loss=100.0, max_shift=1.0)  # an engine is taken whatever it loses
 
 Ways = dict[str, Callable[[], float]]  # a name, and what measures its rate
 
@@ -323,12 +322,11 @@ def measure_t2t(photos: Sequence[Path], folder: Path, ledger: Ledger, options: a
 
 def measure_loss(run: str, data: str, int8: bool, ledger: Ledger, threads: int) -> None:
     """What `--precision auto` costs in accuracy, or what int8 would."""
-    reduced = AnswerConfig(device="cpu")
-    if int8:
-        reduced = dataclasses.replace(reduced, engine="openvino", precision="int8", bar=OPEN)
+    exactly = AnswerConfig(engine="torch", precision="fp32")
+    reduced = AnswerConfig(engine="openvino", precision="int8", bar=OPEN) if int8 else AnswerConfig()
     found, names = [], []
-    for asked in (AnswerConfig(device="cpu", engine="torch", precision="fp32"), reduced):
-        predictor = load(run, asked)
+    for asked in (exactly, reduced):
+        predictor = load(run, asked, device="cpu")
         predictor.threads = threads
         predictor.settle(silent)
         found.append(evaluate(predictor, data, say=silent))
@@ -356,6 +354,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="that each is timed for in a round")
     parser.add_argument("--profile", action="store_true", help="print what OpenVINO spends its time on")
     options = parser.parse_args()
+    if options.int8 and not options.checkpoint:
+        parser.error("--int8 is of --checkpoint RUN DATA: expected it too")
     torch.set_num_threads(options.threads)
     ledger = Ledger()
     if options.rounds:

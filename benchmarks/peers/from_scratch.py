@@ -6,8 +6,8 @@
 MODEL is resnet18 or vit: timm's, with the optimizer and schedule that are usual for it. TRAIN, TEST and DATA are what
 `vitreous train` takes; with --split the peer learns from the training pictures of a run, and is asked about those that
 the run was validated with. Pictures of up to 64 pixels are taken as they are, others as squares of 160. The budget
-begins when all are decoded; it computes in bf16 where the processor does. With `--augmentation ours` pictures are
-varied as `vitreous train` varies them.
+begins when all are decoded; it computes in bf16 where the hardware does. With --augmentation-of RUN pictures are
+varied as in that run of Vitreous, otherwise as is usual for the peer.
 
 Writes the answer to each picture to a CSV file, for a paired comparison. README.md says how to install timm.
 """
@@ -26,9 +26,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from vitreous.data.augment import AugmentConfig, apply, draw, resolve
+from vitreous.data.augment import AugmentConfig, apply, draw
 from vitreous.data.decode import MAX_PIXELS, decode
 from vitreous.data.sources import Source, open_source
+from vitreous.rundir import RunDir
+from vitreous.training.recipe import Plan, choose_precision
 
 SMALL = 64  # pixels a side up to which pictures are taken as they are
 LARGE, KEPT = 160, 192  # pixels a side of what a model sees of larger ones, and of what they are cropped from
@@ -95,12 +97,12 @@ def crop_and_flip(pixels: Tensor, targets: Tensor, generator: torch.Generator) -
     return torch.stack(out), targets
 
 
-def as_ours(small: bool, classes: int) -> Augment:
-    """What `vitreous train` does by default to classes that may be flipped."""
-    config = resolve(AugmentConfig(), "auto", "classification", 3, "uint8", False, small=small)
+def as_ours(config: AugmentConfig, classes: int) -> Augment:
+    """What a run of `vitreous train` does."""
 
     def vary(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        pixels = pixels if small else resized(pixels, LARGE).round().byte()
+        if pixels.shape[1] > SMALL:
+            pixels = resized(pixels, LARGE).round().byte()
         B, H, W, C = pixels.shape
         varied, targets = apply(pixels, targets, draw(config, (B, H, W, C), generator), MEAN, 255.0, classes)
         return varied.permute(0, 2, 3, 1), targets
@@ -135,6 +137,7 @@ def train(
     batch = min(128 if x.shape[1] <= SMALL else 64, len(x))
     peak, seen, order = optimizer.param_groups[0]["lr"], 0, torch.randperm(len(x), generator=generator)
     clip = 1.0 if isinstance(optimizer, torch.optim.AdamW) else math.inf
+    bf16 = choose_precision("auto", x.device) == "bf16"
     start = time.perf_counter()
     while (done := (time.perf_counter() - start) / seconds) < 1:
         fallen = 0.5 * (1 + math.cos(math.pi * (done - 0.05) / 0.95))
@@ -144,7 +147,7 @@ def train(
             order = torch.randperm(len(x), generator=generator)
         rows, order = order[:batch], order[batch:]
         pixels, targets = vary(x[rows], y[rows], generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             outputs = model(normalised(pixels))
         F.cross_entropy(outputs.float(), targets, label_smoothing=0.1).backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -171,7 +174,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--augmentation", choices=("theirs", "ours"), default="theirs")
+    parser.add_argument("--augmentation-of", metavar="RUN", help="vary pictures as this run did")
     parser.add_argument("--out", default="answers.csv")
     options = parser.parse_args()
     if (options.test is None) == (options.split is None):
@@ -184,8 +187,10 @@ def main() -> None:
     names = sorted(set(learn.columns["class"]))
     y = torch.tensor([names.index(name) for name in learn.columns["class"]])
     small = x.shape[1] <= SMALL
-    theirs = shift_and_flip if small else crop_and_flip
-    vary = as_ours(small, len(names)) if options.augmentation == "ours" else theirs
+    vary, whose = (shift_and_flip if small else crop_and_flip), "theirs"
+    if options.augmentation_of:
+        plan = RunDir.open(options.augmentation_of).parsed("plan.json", "", Plan.from_json)
+        vary, whose = as_ours(plan.augmentation, len(names)), "ours"
 
     model, optimizer = make(options.model, small, len(names))
     seconds = 60 * options.minutes
@@ -197,7 +202,7 @@ def main() -> None:
         writer.writerows(zip(test.names, truth, answers, strict=True))
     right = np.mean([a == t for a, t in zip(answers, truth, strict=True)])
     print(
-        f"{options.model}, augmentation {options.augmentation}, seed {options.seed}: top-1 {100 * right:.2f} % "
+        f"{options.model}, augmentation {whose}, seed {options.seed}: top-1 {100 * right:.2f} % "
         f"of {len(truth):,} pictures, {seen / len(x):.1f} epochs of {len(x):,}, {seen / seconds:.0f} pictures/s"
     )
 
