@@ -30,7 +30,8 @@ from vitreous.data.augment import AugmentConfig, apply, draw
 from vitreous.data.decode import MAX_PIXELS, decode
 from vitreous.data.sources import Source, open_source
 from vitreous.rundir import RunDir
-from vitreous.training.recipe import Plan, choose_precision
+from vitreous.training.plan import Plan
+from vitreous.training.recipe import choose_precision
 
 SMALL = 64  # pixels a side up to which pictures are taken as they are
 LARGE, KEPT = 160, 192  # pixels a side of what a model sees of larger ones, and of what they are cropped from
