@@ -14,18 +14,20 @@ usual way and once as the first seed's run varied pictures, and each seed is hel
 --test it learns from all of train.tar, or of train/. Otherwise it learns from what the first seed learns from; other
 seeds that drew another split are held against it on the pictures that neither learned.
 
-The runs and all answers stay in --out. Exits with 1 where too little of the work lies in the encoder's blocks.
+The runs and all answers stay in --out. Exits with 1 where the mean accuracy is below what this budget is held to, or
+too little of the work lies in the encoder's blocks.
 """
 
 import argparse
 import csv
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,19 +49,22 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Task:
-    """Places below --data, and the usual budget in minutes. "" is what the task does not have."""
+    """Places below --data, the usual budget in minutes, and what accuracies are held to, by minutes. "" is what the
+    task does not have.
+    """
 
     data: str
     train: str
     test: str
     minutes: float
+    held_to: Mapping[float, float]
 
 
 TASKS = {
-    "cifar10": Task("cifar10/train.tar", "cifar10/train.tar", "cifar10/test.tar", 10.0),
-    "clothing": Task("clothing", "clothing/train", "clothing/test", 10.0),
-    "fashion": Task("fashion/train.tar", "fashion/train.tar", "fashion/test.tar", 10.0),
-    "digits": Task("digits", "", "", 1.0),
+    "cifar10": Task("cifar10/train.tar", "cifar10/train.tar", "cifar10/test.tar", 10.0, {10: 0.87, 60: 0.925}),
+    "clothing": Task("clothing", "clothing/train", "clothing/test", 10.0, {10: 0.58}),
+    "fashion": Task("fashion/train.tar", "fashion/train.tar", "fashion/test.tar", 10.0, {}),
+    "digits": Task("digits", "", "", 1.0, {1: 0.985}),
 }
 
 
@@ -193,6 +198,10 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"{options.task} has no test split, and no peer: leave out --test and --peers")
     if task.test and options.data is None:
         parser.error("expected --data FOLDER")
+    if task.test and not (options.data / task.data).exists():
+        parser.error(f"{options.data / task.data} is not there: --data names the folder that holds it")
+    if options.peers and not shutil.which(options.peers):
+        parser.error(f"--peers {options.peers}: no such program; peers/README.md says how to make that environment")
     options.minutes = options.minutes or task.minutes
     options.out = options.out or Path("runs") / f"from_scratch-{options.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     options.out.mkdir(parents=True)
@@ -214,6 +223,10 @@ def main() -> int:
         results.append(train_and_score(run, data, scored, split, options.minutes, seed, more))
         print(f"seed {seed}   {results[-1].line()}", flush=True)
     print(f"mean     top-1 {spread([r.top1 for r in results])}   balanced {spread([r.balanced for r in results])}")
+    least = task.held_to.get(options.minutes, 0.0)
+    held = statistics.mean(r.top1 for r in results) >= least
+    if least:
+        print(f"{'held' if held else 'missed'}: top-1 of at least {least:.1%}")
     first = next(iter(runs.values()))
     plan = RunDir(first).read_json("plan.json")
     share, whole = block_share(first)
@@ -229,7 +242,7 @@ def main() -> int:
         for seed, run in runs.items():
             above = difference(read_answers(run / "answers.csv"), theirs)
             print(f"  seed {seed} against {PEER}, augmentation {augmentation}: {above}", flush=True)
-    return 0 if share >= HELD_TO else 1
+    return 0 if held and share >= HELD_TO else 1
 
 
 if __name__ == "__main__":

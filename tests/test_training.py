@@ -35,6 +35,7 @@ from vitreous.errors import InputError
 from vitreous.model.kernels import processor_name
 from vitreous.model.vit import build
 from vitreous.rundir import Checkpoint, RunDir, newest_step
+from vitreous.training import planner
 from vitreous.training.incidents import Incidents
 from vitreous.training.journal import Journal
 from vitreous.training.learner import Learner, class_weights, update
@@ -454,6 +455,17 @@ class TestTheRecipe:
         config = TrainConfig(epochs=1, batch=8, precision="fp32")
         made = make_plan(job, config, build(job.model, plan.seed), torch.device("cpu"))
         assert (made.stem_rate, made.rest_rate, made.processor) == (4.0, 0.2, processor_name())
+
+    def test_timing_leaves_short_budgets_almost_whole(self, rare, monkeypatch):
+        _, job, plan = rare
+        monkeypatch.setattr(planner, "TIMED_SECONDS", 0.0)  # as on a machine where a single step takes longer
+        made = []
+        monkeypatch.setattr(planner, "update", lambda learner, batch: made.append(batch))
+        config = TrainConfig(minutes=1, batch=8, coarse=0.5, precision="fp32")
+        found = make_plan(job, config, build(job.model, plan.seed), torch.device("cpu"))
+        assert len(made) == 4  # of coarse pictures and of whole ones, one to warm up and one that counts
+        assert 0 < found.pace.coarse < 60
+        assert 0 < found.pace.whole < 60
 
     def test_smoothing_moves_its_share_of_the_truth_to_all_classes_alike(self, rare):
         task = rare[1].task

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import math
-import statistics
 import time
 
 import torch
@@ -35,9 +34,11 @@ from vitreous.training.world import ALONE, World
 SMALL = 64  # pixels a side up to which pictures are varied slightly
 OFTEN = 30  # passes over the pictures from which on they are varied more
 MOST_ROWS = 100  # rows of metrics.csv that a run aims at
-MOST_TIMED = 40  # steps of a kind
+LEAST_TIMED, MOST_TIMED = 2, 40  # steps of a kind
 COARSE_TOKENS = 36  # of a picture, from which on coarser ones are worth it
-TIMED_SECONDS = {"epochs": 1.0, "minutes": 4.0}  # that the timing of the first steps may take, by what it is for
+TIMED_SECONDS = 4.0  # that the timing of the first steps may take, and at most a twentieth of the run's minutes
+TIMED_SHARE = 0.05
+ROUGHLY = 1.0  # seconds of it, where it is for an estimate alone
 
 
 def make_plan(
@@ -92,13 +93,15 @@ def make_plan(
         processor=processor_name(),
     )
     began = time.perf_counter()
-    pace = _timed(job, draft, model, TIMED_SECONDS["epochs" if config.epochs else "minutes"], world)
+    minutes = config.minutes or DEFAULT_MINUTES
+    timing = ROUGHLY if config.epochs else min(TIMED_SECONDS, TIMED_SHARE * 60 * minutes)
+    pace = _timed(job, draft, model, timing, world)
     order = training_batches(job, draft)[1]
     plan = dataclasses.replace(draft, batch=order.batch_size, pace=pace)
     if config.epochs:
         plan = dataclasses.replace(plan, points=((0, 0.0, order.steps_before(config.epochs)),))
     else:
-        budget = 60 * (config.minutes or DEFAULT_MINUTES) - spent - (time.perf_counter() - began)
+        budget = 60 * minutes - spent - (time.perf_counter() - began)
         plan = dataclasses.replace(plan, budget=budget)
         for _ in range(2):  # how often rows come depends on the steps, and the steps on the rows
             plan = plan.retimed(0, 0.0, 1.0, order.steps_before(_row_every(job, order, plan.steps)))
@@ -152,11 +155,14 @@ def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float, world
 
 def _time_of_step(learner: Learner, batches: TrainingBatches, seconds: float) -> float:
     times, until = [], time.perf_counter() + seconds
-    while len(times) < 5 or (len(times) < MOST_TIMED and learner.world.of_first(until - time.perf_counter()) > 0):
+    while len(times) < LEAST_TIMED or (
+        len(times) < MOST_TIMED and learner.world.of_first(until - time.perf_counter()) > 0
+    ):
         start = time.perf_counter()
         update(learner, batches.make(len(times)))
         times.append(time.perf_counter() - start)
-    return statistics.quantiles(times[2:])[0]  # the lower quartile: a stall of the machine is no measure of a step
+    warm = sorted(times[min(2, len(times) - 1) :])
+    return warm[len(warm) // 4]  # about the lower quartile: a stall of the machine is no measure of a step
 
 
 def _row_every(job: Job, order: Order, steps: int) -> int:

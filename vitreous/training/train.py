@@ -331,6 +331,11 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
         f"{coarse}, {plan.optimizer}, {plan.precision}, {counted(plan.threads, 'thread')}{processes}, {plan.device}; "
         f"about {clock(plan.seconds)}"
     )
+    if plan.budget and plan.epochs < 1:
+        journal.say(
+            f"note: in this time the model sees {plan.epochs:.0%} of the pictures, each once; "
+            f"expect little of it, or give it more --minutes"
+        )
 
 
 def read_origin(init: str | Path, journal: Journal) -> Origin:
