@@ -65,9 +65,7 @@ def choose_engine(predictor: "Predictor", say: Callable[[str], None]) -> Engine:
     tried = _tried(predictor)
     late = partial(validation_judge, predictor, options.data)
     if len(tried) == 1 and tried[0][1] == "fp32" and not options.merge:
-        engine = _first(predictor, tried, late, say)
-        say(f"engine: {describe(engine)}")
-        return engine
+        return _first(predictor, tried, late, say)
     key, path = _key(predictor), folder_of(predictor) / MEMORY
     memory = _remembered(path, tried)
     if key in memory:
