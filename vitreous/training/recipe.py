@@ -114,8 +114,8 @@ class TrainConfig:
     warmup: float = 0.1
     # How it falls then, to 0: along a line or a cosine. auto: the recipe's, a cosine with --init
     schedule: Literal["auto", "linear", "cosine"] = "auto"
-    # Share of the steps, from the first on, that see pictures at three quarters of their size, which is faster. auto:
-    # the recipe's, none where there are few tokens or with --init
+    # Share of the steps, from the first on, that see pictures at three quarters of their size, which is faster. Default:
+    # 0.5 with the recipe auto, none with others, with few tokens or with --init
     coarse: float | None = None
     # Label smoothing, for classes
     smoothing: float = 0.1
@@ -235,7 +235,8 @@ class TrainConfig:
 
 
 def choose_model(config: TrainConfig, shapes: list[tuple[int, int]]) -> ModelConfig:
-    """The model that was named, or for "auto" the small one of the recipe whose tokens suit the pictures: 16 to 100.
+    """The model that was named, or for "auto" the small one of the recipe whose tokens suit the pictures: 16 to 100,
+    or as near as its presets come.
 
     A size that is fixed must divide by what a token covers; the largest that does is taken.
     """
