@@ -114,8 +114,8 @@ class TrainConfig:
     warmup: float = 0.1
     # How it falls then, to 0: along a line or a cosine. auto: the recipe's, a cosine with --init
     schedule: Literal["auto", "linear", "cosine"] = "auto"
-    # Share of the steps, from the first on, that see pictures at three quarters of their size, which is faster. Default:
-    # 0.5 with the recipe auto, none with others, with few tokens or with --init
+    # Share of the steps, from the first on, that see pictures at three quarters of their size, which is faster.
+    # Default: 0.5 with the recipe auto; none with others, with few tokens or with --init
     coarse: float | None = None
     # Label smoothing, for classes
     smoothing: float = 0.1
