@@ -229,9 +229,7 @@ class Predictor:
                 self.world.agree(lambda: self.settle(say))  # measured once; the others find what was chosen
             self.settle(say)
         elif not self.settled:
-            several = len(candidates(self.device, self.options.engine, self.options.precision)) > 1
-            faster = "; where there is more to do, a faster one is looked for" if several else ""
-            say(f"engine: {describe(self.engine)}{faster}{self._merged()}")
+            say(self._unsettled)
         own = self._own_answers
         return own(source) if self.world.size == 1 else divided(own, source, self.task.outputs, self.batch, self.world)
 
@@ -261,15 +259,17 @@ class Predictor:
         size = max(self.spec.sizes, key=math.prod)
         return 2 * count_macs(self.model.config, *size) * pictures >= WORK or remembers(self)
 
-    def _merged(self) -> str:
-        """What becomes of tokens that merge, as long as its cost is not measured."""
-        if not self.options.merge:
-            return ""
-        config, size = self.model.config, max(self.spec.sizes, key=math.prod)
-        left, tokens = tokens_left(config, *size), math.prod(config.grid(*size))
-        return (
-            f"; merging leaves {left:,} of {counted(tokens, 'token')}: its cost is measured where there is more to do"
-        )
+    @cached_property
+    def _unsettled(self) -> str:
+        """What answers as long as nothing is measured, and what becomes of tokens that merge."""
+        words = [f"engine: {describe(self.engine)}"]
+        if len(candidates(self.device, self.options.engine, self.options.precision)) > 1:
+            words.append("where there is more to do, a faster one is looked for")
+        if self.options.merge:
+            config, size = self.model.config, max(self.spec.sizes, key=math.prod)
+            left, tokens = tokens_left(config, *size), math.prod(config.grid(*size))
+            words.append(f"merging leaves {left:,} of {counted(tokens, 'token')}; its cost is measured then too")
+        return "; ".join(words)
 
     def outputs(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels (B, H, W, C) as `InputSpec.read` makes them -> the model's raw outputs (B, K), the mean over the

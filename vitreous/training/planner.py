@@ -36,9 +36,8 @@ OFTEN = 30  # passes over the pictures from which on they are varied more
 MOST_ROWS = 100  # rows of metrics.csv that a run aims at
 LEAST_TIMED, MOST_TIMED = 2, 40  # steps of a kind
 COARSE_TOKENS = 36  # of a picture, from which on coarser ones are worth it
-TIMED_SECONDS = 4.0  # that the timing of the first steps may take, and at most a twentieth of the run's minutes
-TIMED_SHARE = 0.05
-ROUGHLY = 1.0  # seconds of it, where it is for an estimate alone
+TIMED_SECONDS, TIMED_SHARE = 4.0, 0.05  # that timing the first steps may take, the less of both: of the run's minutes
+ESTIMATE_SECONDS = 1.0  # that it may take where epochs are given, and it is for an estimate alone
 
 
 def make_plan(
@@ -94,7 +93,7 @@ def make_plan(
     )
     began = time.perf_counter()
     minutes = config.minutes or DEFAULT_MINUTES
-    timing = ROUGHLY if config.epochs else min(TIMED_SECONDS, TIMED_SHARE * 60 * minutes)
+    timing = ESTIMATE_SECONDS if config.epochs else min(TIMED_SECONDS, TIMED_SHARE * 60 * minutes)
     pace = _timed(job, draft, model, timing, world)
     order = training_batches(job, draft)[1]
     plan = dataclasses.replace(draft, batch=order.batch_size, pace=pace)
