@@ -50,8 +50,9 @@ class TestLargerModel:
         [
             ("vit_c_xs_4", 60, "vit_c_xs_4"),
             ("vit_c_xs_4", 150, "vit_c_s_4"),
-            ("vit_c_xs_4", 1000, "vit_c_m_4"),
-            ("vit_c_s_4", 1000, "vit_c_m_4"),
+            ("vit_c_xs_4", 100_000, "vit_c_s_4"),  # m was never measured
+            ("vit_c_s_4", 100_000, "vit_c_s_4"),
+            ("vit_c_m_4", 1000, "vit_c_m_4"),
             ("vit_xs_16", 1000, "vit_s_16"),
             ("t2t_vit_xs_4", 1000, "t2t_vit_xs_4"),
             ("vit_b_16", 1000, "vit_b_16"),

@@ -21,7 +21,7 @@ from vitreous.model.presets import PRESETS, name_of, preset
 from vitreous.model.vit import count_macs
 
 VALIDATION, MOST_VALIDATION = 0.15, 2_500  # share of the training pictures that is held out, and pictures at most
-SIZES = ("xs", "s", "m")  # of the recipes' models, as their names have them
+SIZES = ("xs", "s")  # of the recipes' models, as their names have them, that were measured
 ENOUGH_PASSES = 40  # over the pictures, for a larger model to be worth its time; 16 to 18 were too few
 SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}  # of the units that times are written in
 STEM_RATE = (
@@ -255,7 +255,8 @@ def choose_model(config: TrainConfig, shapes: list[tuple[int, int]]) -> ModelCon
 
 def larger_model(model: ModelConfig, passes: float) -> ModelConfig:
     """The largest model of its family that, in the time in which this one would see each picture `passes` times, still
-    sees it often enough; or this one. Larger ones learn more from a picture, and overtake it only then.
+    sees it often enough; or this one. Larger ones learn more from a picture, and overtake it only then. None is larger
+    than s: of those beyond, which can be named, nothing was measured.
     """
     if not (parts := re.fullmatch(rf"(.+)_({'|'.join(SIZES)})_(\d+)", name_of(model))):
         return model
