@@ -11,7 +11,14 @@ from vitreous.data.augment import AugmentConfig
 from vitreous.data.batches import Order
 from vitreous.model.presets import PRESETS, preset
 from vitreous.training.plan import LAST_ROWS, Pace, Plan
-from vitreous.training.recipe import TrainConfig, choose_model, choose_threads, larger_model, machine_threads
+from vitreous.training.recipe import (
+    RECIPES,
+    TrainConfig,
+    choose_model,
+    choose_threads,
+    larger_model,
+    machine_threads,
+)
 from vitreous.training.steps import row_steps
 
 
@@ -37,6 +44,7 @@ class TestChooseModel:
             ({"recipe": "t2t"}, [(32, 32)], "t2t_vit_xs_4"),
             ({"recipe": "t2t"}, [(533, 400)], "t2t_vit_xs_16"),
             ({"recipe": "paper"}, [(533, 400)], "vit_xs_16"),
+            ({"recipe": "t2t"}, [(8, 8)], "t2t_vit_xs_2"),
             ({"model": "vit_s_16"}, [(8, 8)], "vit_s_16"),
         ],
     )
@@ -46,6 +54,10 @@ class TestChooseModel:
 
 class TestLargerModel:
     @pytest.mark.parametrize(
+    @pytest.mark.parametrize("recipe", RECIPES)
+    def test_small_pictures_have_16_tokens_with_every_recipe(self, recipe):
+        assert choose_model(TrainConfig.of(recipe=recipe), [(8, 8)]).grid(8, 8) == (4, 4)
+
         ("name", "passes", "expected"),
         [
             ("vit_c_xs_4", 60, "vit_c_xs_4"),

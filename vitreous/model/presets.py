@@ -97,6 +97,7 @@ def _stemmed(size: str, patch: int) -> ModelConfig:
 PRESETS: dict[str, ModelConfig] = {
     **{f"vit_{size}_{patch}": _vit(size, patch) for size in SIZES for patch in PATCHES.get(size, (8, 14, 16, 32))},
     **{f"vit_c_{size}_{patch}": _stemmed(size, patch) for size in STEMMED for patch in (2, 4, 8, 16)},
+    "t2t_vit_xs_2": ModelConfig(**T2T_SMALL, kernels=(3,), image_size=(32, 32)),
     "t2t_vit_xs_4": ModelConfig(**T2T_SMALL, kernels=(3, 3), image_size=(32, 32)),
     "t2t_vit_xs_16": ModelConfig(**T2T_SMALL, kernels=(7, 3, 3)),
     **{
