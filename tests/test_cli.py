@@ -253,6 +253,10 @@ class TestAnswers:
         ):
             assert re.search(part, out), part
 
+    def test_train_takes_minutes_with_a_unit_and_keeps_them_as_a_number(self, call, shapes):
+        assert call("train", shapes, "--minutes", "3s", *TOY_WORDS, "--out", "run")[0] == 0
+        assert RunDir.open("run").config()["train"]["minutes"] == 0.05
+
 
 class TestRefusedWords:
     def test_an_unknown_verb(self, refused):
@@ -273,6 +277,7 @@ class TestRefusedWords:
             (("--model", "vit_xs4"), r"no model is called 'vit_xs4': did you mean vit_xs_4"),
             (("--epochs", "0"), r"epochs is 0: expected 1 or more"),
             (("--epochs", "three"), r"--epochs.*three"),
+            (("--minutes", "8 days"), r"--minutes: minutes is 8 days: expected minutes, .* as in 90s, 10min or 8h"),
             (("--epochs", "3", "--minutes", "1"), r"epochs and minutes: expected one of the two"),
             (("--validation", "1.5"), r"validation is 1\.5: expected a share between 0 and 1"),
             (("--size", "30x30", "--model", "vit_xs_4"), r"--size 30x30 does not divide by .* 4×4: 32x32 would"),

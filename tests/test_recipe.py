@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import json
+import math
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from vitreous.data.augment import AugmentConfig
 from vitreous.data.batches import Order
+from vitreous.errors import InputError
 from vitreous.model.presets import PRESETS, preset
 from vitreous.training.plan import LAST_ROWS, Pace, Plan
 from vitreous.training.recipe import (
@@ -41,23 +44,23 @@ class TestChooseModel:
             ({"size": "48x36"}, [(533, 400)], "vit_c_xs_4"),
             ({"recipe": "patches"}, [(4, 4)], "vit_xs_1"),
             ({"recipe": "patches"}, [(533, 400)], "vit_xs_16"),
+            ({"recipe": "t2t"}, [(8, 8)], "t2t_vit_xs_2"),
             ({"recipe": "t2t"}, [(32, 32)], "t2t_vit_xs_4"),
             ({"recipe": "t2t"}, [(533, 400)], "t2t_vit_xs_16"),
             ({"recipe": "paper"}, [(533, 400)], "vit_xs_16"),
-            ({"recipe": "t2t"}, [(8, 8)], "t2t_vit_xs_2"),
             ({"model": "vit_s_16"}, [(8, 8)], "vit_s_16"),
         ],
     )
     def test_is_of_the_recipe_with_tokens_that_suit_the_median_picture(self, options, shapes, expected):
         assert choose_model(TrainConfig.of(**options), shapes) == PRESETS[expected]
 
-
-class TestLargerModel:
-    @pytest.mark.parametrize(
     @pytest.mark.parametrize("recipe", RECIPES)
     def test_small_pictures_have_16_tokens_with_every_recipe(self, recipe):
         assert choose_model(TrainConfig.of(recipe=recipe), [(8, 8)]).grid(8, 8) == (4, 4)
 
+
+class TestLargerModel:
+    @pytest.mark.parametrize(
         ("name", "passes", "expected"),
         [
             ("vit_c_xs_4", 60, "vit_c_xs_4"),
@@ -73,6 +76,28 @@ class TestLargerModel:
     def test_is_the_largest_that_still_sees_the_pictures_often_enough(self, name, passes, expected):
         small = preset(name, image_size=(32, 32), outputs=7, channels=1)
         assert larger_model(small, passes) == preset(expected, image_size=(32, 32), outputs=7, channels=1)
+
+
+class TestMinutes:
+    @pytest.mark.parametrize(
+        ("minutes", "expected"),
+        [("10", 10), ("0.7", 0.7), (".5", 0.5), ("90s", 1.5), ("10 Min", 10), ("3m", 3), ("8h", 480), (480, 480)],
+    )
+    def test_are_a_number_or_a_time_and_kept_as_a_number(self, minutes, expected):
+        config = TrainConfig.of(minutes=minutes)
+        assert config.minutes == expected
+        assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+    @pytest.mark.parametrize("text", ["0", "0h", "-5", "eight", "8 days", "1h30", "h", "", "nan", "1e3"])
+    def test_what_is_neither_is_refused_with_what_to_type(self, text):
+        expected = f"minutes is {text}: expected minutes, more than 0, as in 10, or a time, as in 90s, 10min or 8h"
+        with pytest.raises(InputError, match=f"^{expected}$"):
+            TrainConfig.of(minutes=text)
+
+    @pytest.mark.parametrize("minutes", [0, -1.0, math.inf, math.nan, "9" * 400])
+    def test_a_number_that_is_no_time_is_refused(self, minutes):
+        with pytest.raises(InputError, match=r"minutes is .*: expected a number above 0"):
+            TrainConfig.of(minutes=minutes)
 
 
 class TestChooseThreads:

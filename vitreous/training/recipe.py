@@ -64,8 +64,8 @@ class TrainConfig:
     size: str = "auto"
     # Passes over the training pictures
     epochs: int | None = None
-    # Wall-clock budget; 10 where neither --epochs nor --minutes is given. The steps are planned by
-    # timing the first ones, and again now and then
+    # Wall-clock budget, in minutes (10) or with a unit (90s, 8h); it begins when the pictures are decoded. Default: 10,
+    # where --epochs is not given. The steps are planned by timing the first ones, and again now and then
     minutes: float | None = None
     # Every random choice follows from it
     seed: int = 0
@@ -98,7 +98,7 @@ class TrainConfig:
     freeze: Literal["none", "tokenizer", "encoder"] = "none"
     # Each block learns so many times slower than the one behind it; 0.75 is usual for fine-tuning
     layer_decay: float = 1.0
-    # Pictures in an update
+    # Pictures in an update; default: about a sixtieth of those to train on, from 16 to 128
     batch: int | None = None
     # Pieces that an update is computed in, to save memory
     accumulate: int = 1
@@ -121,7 +121,7 @@ class TrainConfig:
     smoothing: float = 0.1
     # Largest norm of the gradient; beyond it is scaled down
     clip: float = 1.0
-    # Decay a step of the weights' moving average, which is what is saved. auto: it spans 2 % of the run
+    # Decay a step of the weights' moving average, which is what is saved. Default: it spans 2 % of the run
     ema: float | None = None
     # For unbalanced classes: weigh the loss, or draw rare classes more often
     balance: Literal["none", "weights", "sampling"] = "none"
@@ -137,7 +137,7 @@ class TrainConfig:
     # CPU threads of a process; default: OMP_NUM_THREADS, where that is set, else all cores, which the processes of
     # torchrun share
     threads: int | None = None
-    # Threads that make batches ahead, 0: none; the result is the same
+    # Threads that make batches ahead, 0: none; the result is the same. Default: 0 on a CPU, else 2
     workers: int | None = None
     # Between checkpoints: steps (500), or time beside those with every row of metrics (5min, 90s, 1h); default: with
     # every row
@@ -150,7 +150,7 @@ class TrainConfig:
         rules = (
             ("seed", 0 <= self.seed < 2**63, "0 or more, below 2^63"),
             ("epochs", self.epochs is None or self.epochs >= 1, "1 or more"),
-            ("minutes", self.minutes is None or self.minutes > 0, "more than 0"),
+            ("minutes", self.minutes is None or 0 < self.minutes < math.inf, "a number above 0"),
             ("validation", self.validation is None or 0 < self.validation < 1, "a share between 0 and 1"),
             ("batch", self.batch is None or self.batch >= 1, "1 or more"),
             ("accumulate", self.accumulate >= 1, "1 or more"),
@@ -213,6 +213,8 @@ class TrainConfig:
             options["target"] = (options["target"],)
         if "size" in options:
             options["size"] = size_text(options["size"])
+        if isinstance(options.get("minutes"), str):
+            options["minutes"] = parse_minutes(options["minutes"])
         if isinstance(options.get("save_every"), int):
             options["save_every"] = str(options["save_every"])
         for name in ("init", "cache"):
@@ -270,6 +272,25 @@ def larger_model(model: ModelConfig, passes: float) -> ModelConfig:
     return model
 
 
+def parse_time(text: str) -> tuple[float, int]:
+    """A number and the seconds of its unit: "1.5 h" is (1.5, 3600), "500", without one, (500.0, 0). What is neither is
+    (0.0, 0).
+    """
+    found = re.fullmatch(rf"(\d+\.?\d*|\.\d+) *({'|'.join(SECONDS)}|)", text.strip().lower())
+    return (float(found[1]), SECONDS.get(found[2], 0)) if found else (0.0, 0)
+
+
+def parse_minutes(text: str) -> float:
+    """Minutes, of a number of them or a time: "10" is 10.0, "90s" is 1.5, "8h" is 480.0.
+
+    Raises `InputError` for what is neither.
+    """
+    number, unit = parse_time(text)
+    if number:
+        return number * unit / 60 if unit else number
+    raise InputError(f"minutes is {text}: expected minutes, more than 0, as in 10, or a time, as in 90s, 10min or 8h")
+
+
 def parse_save_every(text: str | None) -> tuple[int, float]:
     """Steps and seconds between checkpoints, 0 for none: "500" is (500, 0.0), "5min" is (0, 300.0).
 
@@ -277,13 +298,11 @@ def parse_save_every(text: str | None) -> tuple[int, float]:
     """
     if text is None:
         return 0, 0.0
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) *([a-z]*)", text.strip().lower())
-    number, unit = found.groups() if found else ("0", "")
-    seconds = float(number) * SECONDS.get(unit, 0)
-    if not unit and number.isdecimal() and int(number):
+    number, unit = parse_time(text)
+    if number and unit:
+        return 0, number * unit
+    if number and number.is_integer():
         return int(number), 0.0
-    if seconds:
-        return 0, seconds
     raise InputError(f"save_every is {text}: expected steps, 1 or more, as in 500, or a time, as in 90s, 5min or 1h")
 
 

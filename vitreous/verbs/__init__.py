@@ -12,6 +12,7 @@ from tyro.conf import DisallowNone, FlagCreatePairsOff, OmitArgPrefixes, arg
 from vitreous.errors import InputError, counted
 from vitreous.training.torchrun import joined
 from vitreous.verbs import answers, data, deploy, models, pages, train
+from vitreous.verbs.options import MINUTES
 from vitreous.verbs.output import speaks
 
 DIVISIBLE = ("train", "eval", "predict")  # verbs whose work the processes of torchrun share
@@ -29,6 +30,7 @@ FUNCTIONS = {
     "pack": data.pack_data,
     "models": models.models,
 }
+READ = {"minutes": (MINUTES,)}  # options that are read in another way than their types tell
 CODES = "Exit codes: 0 where all went well; {}2 for input that does not fit; {}."
 ONE = {"check": "1 where training would be wrong; ", "train": "1 where --verify-resume does not hold; "}
 SIGNALLED = {"serve": "130 where it is told to end before it is ready"}
@@ -50,7 +52,7 @@ def run(name: str, words: list[str]) -> int:
         if world.size > 1 and name not in DIVISIBLE:
             raise InputError(f"this is the work of one process: torchrun is for {', '.join(DIVISIBLE)}")
         function = FUNCTIONS[name]
-        be_terse(function)
+        describe(function)
         parse: Any = functools.partial(
             tyro.cli, later(function), args=words, prog=f"vitreous {name}", config=config, console_outputs=speaks()
         )
@@ -72,14 +74,16 @@ def later(function: Callable[..., int]) -> Callable[..., Callable[[], int]]:
 
 
 @functools.cache
-def be_terse(options: Any) -> None:
-    """Lets the help of a function's options, and of those of its dataclasses, name no default that tells nothing."""
+def describe(options: Any) -> None:
+    """Says of a function's options, and of those of its dataclasses, how some are read, and lets the help name no
+    default that tells nothing.
+    """
     kinds = options.__annotations__
     for name, kind in kinds.items():
         if is_dataclass(kind):
-            be_terse(kind)
+            describe(kind)
         elif name != "return":
-            kinds[name] = Annotated[kind, arg(help_behavior_hint=default_hint)]
+            kinds[name] = Annotated[kind, arg(help_behavior_hint=default_hint), *READ.get(name, ())]
 
 
 def default_hint(default: str) -> str:

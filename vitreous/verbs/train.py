@@ -27,8 +27,8 @@ def train(
 
     Args:
         out: The run directory to make; default: runs/<data>-<model>-<time>.
-        resume: A run that was interrupted; it goes on to the same bits. Takes no other option of the training, and
-            DATA only if moved.
+        resume: A run that was interrupted; it goes on to the same bits. Takes no other option of the training but
+            --shard, and DATA only if moved.
         verify_resume: Train nothing; prove on DATA, with these options and in about a minute, that a run that is killed
             and resumed ends with the same bits. Exits with 1 where it does not.
         report: When it is trained, write report.html into the run directory, as vitreous report does.
