@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import itertools
+import re
 import shutil
 import time
 import types
@@ -42,11 +43,11 @@ from vitreous.training.learner import Learner, class_weights, update
 from vitreous.training.loop import Mark, Session, fit, keep_to_budget
 from vitreous.training.optim import make_criterion
 from vitreous.training.plan import Pace, Plan
-from vitreous.training.planner import make_plan
+from vitreous.training.planner import make_plan, shortened
 from vitreous.training.prepare import Job, prepare_again
 from vitreous.training.recipe import TrainConfig, choose_device, choose_precision
 from vitreous.training.steps import training_batches
-from vitreous.training.train import _plan_here
+from vitreous.training.train import _plan_here, set_up, write_start
 from vitreous.training.world import ALONE
 
 SHORT = {**TOY, "epochs": 2, "batch": 8}
@@ -466,6 +467,39 @@ class TestTheRecipe:
         assert len(made) == 4  # of coarse pictures and of whole ones, one to warm up and one that counts
         assert 0 < found.pace.coarse < 60
         assert 0 < found.pace.whole < 60
+
+    def test_what_is_done_before_the_first_step_is_taken_off_the_budget(self, shapes, tmp_path, monkeypatch):
+        monkeypatch.setattr(planner, "TIMED_SECONDS", 0.1)
+        config, run = TrainConfig.of(**TOY, minutes=1), RunDir.create(tmp_path / "run")
+        start = set_up(str(shapes), config, Journal(quiet=True))
+        began = time.perf_counter()
+        plan, before = write_start(start, config, run).plan, shortened(start.plan, start.job, 0.0)
+        assert 0 < before.budget - plan.budget < time.perf_counter() - began
+        assert (plan.steps, plan.epochs, plan.seconds) < (before.steps, before.epochs, before.seconds)
+        kept = {name: getattr(before, name) for name in ("budget", "points", "epochs", "seconds")}
+        assert dataclasses.replace(plan, **kept) == before
+        assert Plan.from_json(json_of(run.path, "plan.json")) == plan
+
+    def test_a_run_of_epochs_is_not_shortened(self, small):
+        _, job, plan = small
+        assert shortened(plan, job, 1000.0) == plan
+
+    @pytest.mark.usefixtures("unpainted")
+    @pytest.mark.parametrize(
+        ("length", "worth", "said"),
+        [
+            ({"minutes": "3s"}, 0.0, r"were ready after \d:\d\d; the budget of 0\.05 minutes begins now\n"),
+            ({"epochs": 1}, 0.0, r"were ready after \d:\d\d\n"),
+            ({"epochs": 1}, 1e9, None),
+        ],
+    )
+    def test_the_time_before_it_is_told_where_it_is_worth_a_word(
+        self, shapes, monkeypatch, capsys, length, worth, said
+    ):
+        monkeypatch.setattr("vitreous.training.train.WORTH_A_WORD", worth)
+        set_up(str(shapes), TrainConfig.of(**TOY, **length), Journal())
+        out = capsys.readouterr().out
+        assert re.search(said, out) if said else "were ready" not in out
 
     def test_smoothing_moves_its_share_of_the_truth_to_all_classes_alike(self, rare):
         task = rare[1].task

@@ -105,15 +105,34 @@ def make_plan(
         for _ in range(2):  # how often rows come depends on the steps, and the steps on the rows
             plan = plan.retimed(0, 0.0, 1.0, order.steps_before(_row_every(job, order, plan.steps)))
     row_every = _row_every(job, order, plan.steps)
-    epochs = order.epochs_at(plan.steps)
     plan = dataclasses.replace(
         plan,
-        epochs=epochs,
-        augmentation=_augmentation(job, config, often=epochs >= OFTEN),
+        augmentation=_augmentation(job, config, often=order.epochs_at(plan.steps) >= OFTEN),
         ema=config.ema if config.ema is not None else 0.5 ** (1 / max(1.0, 0.02 * plan.steps)),
         row_every=row_every,
-        seconds=round(plan.predicted(0, plan.steps, epochs // row_every + 1), 1),
     )
+    return _agreed(_estimated(plan, order), world)
+
+
+def shortened(plan: Plan, job: Job, seconds: float, world: World = ALONE) -> Plan:
+    """A plan before its first step, once so many more seconds of its budget are gone; without a budget, as it is."""
+    if not plan.budget:
+        return plan
+    order = training_batches(job, plan)[1]
+    plan = dataclasses.replace(plan, budget=plan.budget - seconds)
+    plan = plan.retimed(0, 0.0, 1.0, order.steps_before(plan.row_every))
+    return _agreed(_estimated(plan, order), world)
+
+
+def _estimated(plan: Plan, order: Order) -> Plan:
+    """The plan with what its steps come to, in epochs and in seconds."""
+    epochs = order.epochs_at(plan.steps)
+    seconds = plan.predicted(0, plan.steps, epochs // plan.row_every + 1)
+    return dataclasses.replace(plan, epochs=epochs, seconds=round(seconds, 1))
+
+
+def _agreed(plan: Plan, world: World) -> Plan:
+    """The first process's plan."""
     return plan if world.size == 1 else Plan.from_json(world.agree(plan.to_json))
 
 

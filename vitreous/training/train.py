@@ -33,9 +33,10 @@ from vitreous.training.loop import fit
 from vitreous.training.measuring import HEADLINES, outputs_on
 from vitreous.training.parallel import gathered
 from vitreous.training.plan import Plan
-from vitreous.training.planner import make_plan
+from vitreous.training.planner import make_plan, shortened
 from vitreous.training.prepare import Job, Origin, prepare, prepare_again, prepare_together
 from vitreous.training.recipe import (
+    DEFAULT_MINUTES,
     TrainConfig,
     choose_device,
     choose_precision,
@@ -47,6 +48,8 @@ from vitreous.training.shared_run import journal_in, run_in
 from vitreous.training.steps import training_batches
 from vitreous.training.torchrun import LostError, is_loss, joined, restarted, restarts_left
 from vitreous.training.world import ALONE, World
+
+WORTH_A_WORD = 1.0  # seconds that getting the pictures ready takes
 
 
 def train(
@@ -87,7 +90,8 @@ def start_run(data: str | Path, config: TrainConfig, out: str | Path | None, jou
         with ExitStack() as stack:
             stack.enter_context(run.held())
             try:
-                write_start(start, config, run)
+                start = write_start(start, config, run, world)
+                _tell_plan(start, journal)
                 return _fit_and_finish(start, run, journal, interruption, world)
             except BaseException:
                 if world.first and not any(run.path.glob("last/step-*")):  # nothing that could be resumed
@@ -117,14 +121,19 @@ def set_up(data: str | Path, config: TrainConfig, journal: Journal, world: World
         return prepare(str(data), config, journal, origin)
 
     device = world.use(choose_device(config.device))
+    opened = time.perf_counter()
     job = prepare_together(begin, config, journal, world)
+    began = time.perf_counter()
+    if (taken := began - opened) >= WORTH_A_WORD:
+        budget = counted(config.minutes or DEFAULT_MINUTES, "minute")
+        then = "" if config.epochs else f"; the budget of {budget} begins now"
+        journal.say(f"the pictures were ready after {clock(taken)}{then}")
     model = build(job.model, config.seed)
     if origin:  # the first process has it, and brings the weights to all
         fresh = adapt(model, origin.weights, origin.model)
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
-    began = time.perf_counter()
     journal.say("measuring how fast this machine trains it …")
-    plan = make_plan(job, config, model, device, world=world)
+    plan = make_plan(job, config, model, device, time.perf_counter() - began, world)
     if config.model == "auto" and config.init is None and plan.budget:
         larger = larger_model(job.model, plan.epochs)
         if larger != job.model:
@@ -138,15 +147,20 @@ def set_up(data: str | Path, config: TrainConfig, journal: Journal, world: World
     return Start(job, plan, model)
 
 
-def write_start(start: Start, config: TrainConfig, run: RunDir) -> None:
-    """Writes what `resume_run` needs, but for checkpoints."""
+def write_start(start: Start, config: TrainConfig, run: RunDir, world: World = ALONE) -> Start:
+    """Writes what `resume_run` needs, but for checkpoints. Returns what the run begins with, the time that this took
+    off its budget.
+    """
+    began = time.perf_counter()
     run.write_split(start.job.split)
-    run.write_json("plan.json", start.plan.to_json())
     if config.init is not None:
         run.write_weights(start.model.state_dict(), "initial.safetensors")
     run.write_json("config.json", _description(config, start.job))
     if run.writes:
         gallery.draw_batch(start.job, training_batches(start.job, start.plan)[0].make(0), run.path / "batch.png")
+    plan = shortened(start.plan, start.job, time.perf_counter() - began, world)
+    run.write_json("plan.json", plan.to_json())
+    return dataclasses.replace(start, plan=plan)
 
 
 def resume_run(path: str | Path, journal: Journal, data: str | Path | None = None, shard: bool = False) -> Path:
@@ -322,6 +336,10 @@ def _tell(model: VisionTransformer, job: Job, plan: Plan, journal: Journal):
     shown = ", ".join(f"{name} {value:g}" for name, value in changes.items() if value)
     mirrored = "mirrored at random: --flip 0 where left and right differ; " if plan.augmentation.flip else ""
     journal.say(f"augmentation: {shown or 'none'} ({mirrored}--help says what each is)")
+
+
+def _tell_plan(start: Start, journal: Journal):
+    job, plan = start.job, start.plan
     ch, cw = coarser(job.main_size, job.model.stride)
     divided = ", which divide the model" if plan.shard else ""
     processes = f" in each of {plan.ranks} processes{divided}" if plan.ranks > 1 else ""
