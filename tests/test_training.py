@@ -28,6 +28,7 @@ from making import (
 )
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 import vitreous
 from vitreous.data.augment import POLICIES
@@ -420,6 +421,29 @@ class TestTheRecipe:
         assert loss == pytest.approx(loss_of_pieces, rel=1e-5)
         for name in whole:
             torch.testing.assert_close(whole[name], pieces[name], rtol=1e-4, atol=1e-7)
+
+    @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler's own
+    def test_an_update_of_a_compiled_model_is_the_same(self, rare, monkeypatch):
+        _, job, plan = rare
+        batch = training_batches(job, plan)[0].make(0)
+        compiled = []
+
+        def traced(module: nn.Module):  # without a C++ compiler, which would take half a minute
+            compiled.append(module)
+            module._compiled_call_impl = torch.compile(module._call_impl, backend="eager")
+
+        monkeypatch.setattr(nn.Module, "compile", traced)
+        results = []
+        for wanted in (False, True):
+            learner = learner_of(job, dataclasses.replace(plan, compile=wanted))
+            loss, made = update(learner, batch)
+            results.append((loss, made, learner.model.state_dict()))
+        assert compiled == [learner.model.tokenizer, *learner.model.blocks]
+        (loss, made, plain), (loss_compiled, made_compiled, after) = results
+        assert made
+        assert made_compiled
+        assert loss == pytest.approx(loss_compiled, rel=1e-5)
+        torch.testing.assert_close(plain, after, rtol=1e-4, atol=1e-6)
 
     def test_class_weights_make_classes_count_alike_and_a_picture_1_on_average(self, rare):
         _, job, plan = rare

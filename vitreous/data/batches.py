@@ -4,8 +4,9 @@ import functools
 import hashlib
 from bisect import bisect_right
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Self
 
 import numpy as np
 import torch
@@ -41,6 +42,10 @@ class Batch:
     def pieces(self, count: int) -> int:
         """In how many pieces, at most `count`, each process can cut its rows."""
         return min(count, *(stop - start for start, stop in self.rows or ((0, len(self.pixels)),)))
+
+    def pinned(self) -> Self:
+        """The batch in memory that a GPU copies from by itself, while others go on."""
+        return replace(self, pixels=self.pixels.pin_memory(), targets=self.targets.pin_memory())
 
 
 class Order:
@@ -140,10 +145,12 @@ class TrainingBatches:
         stride: Size = (1, 1),
         rank: int = 0,
         ranks: int = 1,
+        pin: bool = False,
     ):
+        """`pin`: whether they go to a GPU."""
         self.rank, self.ranks, self.cell = rank, ranks, CELL if config.mixup or config.cutmix else 1
         self.store, self.targets, self.order, self.config = store, torch.from_numpy(targets), order, config
-        self.classes, self.coarse_steps, self.stride = classes, coarse_steps, stride
+        self.classes, self.coarse_steps, self.stride, self.pin = classes, coarse_steps, stride, pin
         self.mean = torch.tensor(store.spec.mean) * store.spec.scale
 
     def check(self) -> None:
@@ -166,7 +173,8 @@ class TrainingBatches:
         if step < self.coarse_steps:
             size = coarser((pixels.shape[2], pixels.shape[3]), self.stride)
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-        return Batch(pixels, targets, numbers, rows, self.rank)
+        batch = Batch(pixels, targets, numbers, rows, self.rank)
+        return batch.pinned() if self.pin else batch
 
     def steps(self, start: int, stop: int, workers: int) -> Generator[Batch, None, None]:
         """Batches of the steps from `start` up to `stop`; `workers` threads make them ahead, 0 makes them in place."""

@@ -60,6 +60,14 @@ def class_weights(job: Job, plan: Plan) -> Tensor | None:
     return torch.tensor(weights, dtype=torch.float32, device=plan.device)
 
 
+def compile_parts(model: nn.Module) -> None:
+    """Has tokenizer and blocks compiled by their first passes. Blocks are alike: the code of one serves all."""
+    for module in model.modules():
+        if isinstance(module, VisionTransformer):
+            for part in (module.tokenizer, *module.get_submodule("blocks").children()):
+                part.compile()
+
+
 class Learner:
     """The model, its moving average, the optimizers, and the progress."""
 
@@ -85,6 +93,9 @@ class Learner:
         self.lanes = Lanes(plan.threads, self.device, 1 if world.size > 1 else None, aside=True)
         joins = world.size > 1 and not self.divided
         self.replicas = [average_gradients(model)] if joins else replicas(self.model, self.lanes.count)
+        if plan.compile:
+            for replica in self.replicas:
+                compile_parts(replica)
         self.interruption = interruption or Interruption()
         self.progress = Progress()
         self.whole = True  # whether tensors and progress are those of the same step

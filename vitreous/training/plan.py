@@ -66,6 +66,7 @@ class Plan:
     stem_rate: float = 1.0  # with Muon: of the stem's later convolutions, as a share of the other matrices'
     rest_rate: float = 0.2  # and of what AdamW learns beside it
     processor: str = ""  # what it calls itself
+    compile: bool = False  # whether tokenizer and blocks are compiled
 
     @property
     def steps(self) -> int:

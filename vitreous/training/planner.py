@@ -35,6 +35,7 @@ SMALL = 64  # pixels a side up to which pictures are varied slightly
 OFTEN = 30  # passes over the pictures from which on they are varied more
 MOST_ROWS = 100  # rows of metrics.csv that a run aims at
 LEAST_TIMED, MOST_TIMED = 2, 40  # steps of a kind
+LEAST_COMPILED = 5  # of a model that is compiled meanwhile
 COARSE_TOKENS = 36  # of a picture, from which on coarser ones are worth it
 TIMED_SECONDS, TIMED_SHARE = 4.0, 0.05  # that timing the first steps may take, the less of both: of the run's minutes
 ESTIMATE_SECONDS = 1.0  # that it may take where epochs are given, and it is for an estimate alone
@@ -90,6 +91,7 @@ def make_plan(
         stem_rate=STEM_RATE,
         rest_rate=REST_RATE,
         processor=processor_name(),
+        compile=config.compile,
     )
     began = time.perf_counter()
     minutes = config.minutes or DEFAULT_MINUTES
@@ -173,9 +175,8 @@ def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float, world
 
 def _time_of_step(learner: Learner, batches: TrainingBatches, seconds: float) -> float:
     times, until = [], time.perf_counter() + seconds
-    while len(times) < LEAST_TIMED or (
-        len(times) < MOST_TIMED and learner.world.of_first(until - time.perf_counter()) > 0
-    ):
+    least = LEAST_COMPILED if learner.plan.compile else LEAST_TIMED
+    while len(times) < least or (len(times) < MOST_TIMED and learner.world.of_first(until - time.perf_counter()) > 0):
         start = time.perf_counter()
         update(learner, batches.make(len(times)))
         times.append(time.perf_counter() - start)

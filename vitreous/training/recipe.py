@@ -142,6 +142,8 @@ class TrainConfig:
     # Between checkpoints: steps (500), or time beside those with every row of metrics (5min, 90s, 1h); default: with
     # every row
     save_every: str | None = None
+    # Compile tokenizer and blocks with torch.compile, within --minutes: for long runs on a GPU; a CPU gains nothing
+    compile: bool = False
     # Divide the model over the processes of torchrun, for one that does not fit (FSDP2); else each has it whole (DDP)
     shard: bool = False
 

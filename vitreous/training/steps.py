@@ -25,7 +25,8 @@ def training_batches(
     classes = job.task.outputs if job.task.kind == "classification" else None
     coarse = plan.coarse_steps if coarse_steps is None else coarse_steps
     sizes, part = (coarse, job.model.stride), (world.rank, world.size)
-    batches = TrainingBatches(job.store, job.targets, order, plan.augmentation, classes, *sizes, *part)
+    gpu = plan.device.startswith("cuda")
+    batches = TrainingBatches(job.store, job.targets, order, plan.augmentation, classes, *sizes, *part, pin=gpu)
     return batches, order
 
 
