@@ -266,32 +266,31 @@ def pictures(
     heights = [width * max(min(max(shares[start : start + columns]), tallest), 0.3) for start in starts]
     below = 0.06 + line * max((text.count("\n") + 1 for text in texts if text), default=0)
     page_width = columns * (width + gap) - gap
-    page_height = 0.34 + sum(heights) + len(heights) * (below + gap)
+    page_height = 0.34 + sum(heights) + len(heights) * (below + gap) - gap
     with _figure(path, page_width, page_height, layout=None) as figure:
         heading = short(title, max(30, int(page_width * 72 / 6.2)))
         figure.text(0, 1, heading, va="top", fontsize=9.5, fontweight="bold")
+        axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])  # in inches
         floor = page_height - 0.34
         for start, height in zip(starts, heights, strict=True):
             floor -= height
             for place in range(start, min(start + columns, len(images))):
-                left = (place - start) * (width + gap)
-                box = (left / page_width, floor / page_height, width / page_width, height / page_height)
-                axes = figure.add_axes(box, anchor="S", frameon=False, xticks=[], yticks=[])
                 pixels = as_shown(images[place], round(4 * width * DPI), extent)
-                enlarged = max(pixels.shape[0] / height, pixels.shape[1] / width) < DPI
-                axes.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if enlarged else "hanning")
-                axes.annotate(
-                    texts[place],
-                    (0.5, 0),
-                    (0, -3),
-                    xycoords="axes fraction",
-                    textcoords="offset points",
-                    ha="center",
-                    va="top",
-                    fontsize=size,
-                    color=colours[place] if colours else INK,
+                scale = min(height / pixels.shape[0], width / pixels.shape[1])
+                tall, wide = scale * pixels.shape[0], scale * pixels.shape[1]
+                middle = (place - start) * (width + gap) + width / 2
+                axes.imshow(
+                    pixels,
+                    cmap="gray",
+                    vmin=0,
+                    vmax=255,
+                    interpolation="nearest" if scale * DPI > 1 else "hanning",
+                    extent=(middle - wide / 2, middle + wide / 2, floor, floor + tall),
                 )
+                colour = colours[place] if colours else INK
+                axes.text(middle, floor - 3 / 72, texts[place], ha="center", va="top", fontsize=size, color=colour)
             floor -= below + gap
+        axes.set(xlim=(0, page_width), ylim=(0, page_height))
 
 
 @contextmanager
