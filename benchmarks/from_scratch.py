@@ -9,13 +9,14 @@ them), or clothing/ with train/, validation/ and test/. For each seed it runs wh
 `vitreous train` may follow after `--`, to try them. What is scored is the validation split, to choose by; --test scores
 the test pictures instead, for the figure that is published.
 
-With --peers, the Python of an environment with timm (peers/README.md), a ResNet-18 trains for as long, varied once its
-usual way and once as the first seed's run varied pictures, and each seed is held against it, picture by picture. With
---test it learns from all of train.tar, or of train/. Otherwise it learns from what the first seed learns from; other
-seeds that drew another split are held against it on the pictures that neither learned.
+With --peers, the Python of an environment with timm (peers/README.md), each run is followed by a ResNet-18 of the same
+seed that trains for as long on the same device, once varied its usual way and once as that run varied pictures: three
+times the minutes for each seed. With --test it learns from all of train.tar, or of train/, otherwise from what the run
+learned from; it is asked about what the run is scored by, and the two are held against each other picture by picture.
 
-The runs and all answers stay in --out. Exits with 1 where the mean accuracy is below what this budget is held to, or
-too little of the work lies in the encoder's blocks.
+The runs and all answers stay in --out. Exits with 1 where the mean accuracy is below what this budget is held to, where
+too little of the work lies in the encoder's blocks, or where a peer may be as good: the 95 % interval of the mean
+difference, drawn over pictures, is not above 0.
 """
 
 import argparse
@@ -30,11 +31,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from vitreous.infer.evaluation import Evaluation, evaluate
+from vitreous.infer.evaluation import evaluate
 from vitreous.infer.predictor import load
+from vitreous.metrics import confusion, per_class
 from vitreous.model.config import ModelConfig
 from vitreous.model.vit import count_macs
 from vitreous.rundir import RunDir
@@ -43,8 +46,10 @@ from vitreous.training.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = "resnet18"
+WAYS = ("theirs", "ours")  # that the peer's pictures are varied in
 HELD_TO = 0.5  # share of the multiply-accumulates that lies in the encoder's blocks
 RESAMPLES = 10_000
+Answers = dict[str, tuple[str, str]]  # picture -> its class, and the one that was answered
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,7 @@ TASKS = {
 class Result:
     """What came of one seed. Times in seconds."""
 
-    top1: float
-    balanced: float
-    pictures: int
+    answers: Answers
     epochs: float
     rate: float  # pictures a second of training, its rows of metrics included
     before: float  # scan and decoding
@@ -85,7 +88,7 @@ class Result:
     def line(self) -> str:
         """All figures."""
         return (
-            f"top-1 {self.top1:6.2%}   balanced {self.balanced:6.2%}   {self.pictures:,} pictures   "
+            f"{means([self.answers])}   {len(self.answers):,} pictures   "
             f"{self.epochs:.1f} epochs, {self.rate:,.0f} pictures/s   "
             f"scan and decoding {self.before:.1f} s, plan {self.planning:.1f} s, training {self.training:.1f} s, "
             f"in all {self.total:.1f} s"
@@ -106,11 +109,12 @@ def train_and_score(
     plan = Plan.from_json(RunDir(run).read_json("plan.json"))
     last = read_rows(run, plan.steps)[-1]
     found = evaluate(load(run, engine="torch", precision="fp32"), scored, split=split, say=lambda text: None)
-    write_answers(found, run / "answers.csv")
+    names = found.task.names
+    triples = zip(found.names, found.targets, found.answers.argmax(1), strict=True)
+    answers = {picture: (names[target], names[answer]) for picture, target, answer in triples}
+    write_answers(answers, run / "answers.csv")
     return Result(
-        top1=found.summary["top1"],
-        balanced=found.summary["balanced_accuracy"],
-        pictures=found.summary["n"],
+        answers=answers,
         epochs=last["epoch"],
         rate=plan.steps * plan.batch / last["seconds"],
         before=decoded,
@@ -120,43 +124,82 @@ def train_and_score(
     )
 
 
-def write_answers(found: Evaluation, path: Path) -> None:
+def train_peer(python: str, words: Sequence[str | Path], run: Path, seed: int, minutes: float, out: Path) -> Answers:
+    """Trains the peer as long and where a run of ours was trained, and prints what it reached."""
+    plan = RunDir(run).read_json("plan.json")
+    command = [python, ROOT / "benchmarks" / "peers" / "from_scratch.py", PEER, *words, "--minutes", minutes]
+    command += ["--seed", seed, "--threads", plan["threads"], "--device", plan["device"], "--out", out]
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    subprocess.run(list(map(str, command)), check=True, env={**os.environ, "PYTHONPATH": path})
+    return read_answers(out)
+
+
+def write_answers(answers: Answers, path: Path) -> None:
     """The answers in the form that the peers write."""
-    names = found.task.names
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("picture", "class", "answer"))
-        for picture, target, answer in zip(found.names, found.targets, found.answers.argmax(1), strict=True):
-            writer.writerow((picture, names[target], names[answer]))
+        writer.writerows((picture, *pair) for picture, pair in answers.items())
 
 
-def train_peer(
-    python: str, words: Sequence[str | Path], answers: Path, options: argparse.Namespace, threads: int
-) -> None:
-    """Trains the peer as long as ours, prints what it reached and writes its answers."""
-    command = [python, ROOT / "benchmarks" / "peers" / "from_scratch.py", PEER, *words]
-    command += ["--minutes", options.minutes, "--seed", options.seeds[0], "--threads", threads, "--out", answers]
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    subprocess.run(list(map(str, command)), check=True, env={**os.environ, "PYTHONPATH": path})
-
-
-def read_answers(path: Path) -> dict[str, bool]:
-    """Picture -> whether the answer was right."""
+def read_answers(path: Path) -> Answers:
+    """The answers that a peer, or `write_answers`, wrote."""
     with open(path, encoding="utf-8", newline="") as file:
-        return {row["picture"]: row["class"] == row["answer"] for row in csv.DictReader(file)}
+        return {row["picture"]: (row["class"], row["answer"]) for row in csv.DictReader(file)}
 
 
-def difference(ours: dict[str, bool], theirs: dict[str, bool]) -> str:
-    """How many points ours is above theirs on the pictures that both answered, with a paired bootstrap interval."""
-    shared = sorted(ours.keys() & theirs.keys())
-    if not shared:
-        return "no picture that both answered"
-    gain = np.array([int(ours[name]) - int(theirs[name]) for name in shared])
-    shares = [float(np.mean(gain == value)) for value in (-1, 0, 1)]
-    # To draw pictures with replacement is to draw how many of them are lost, equal and won.
-    drawn = np.random.default_rng(0).multinomial(len(shared), shares, RESAMPLES)
-    low, high = np.quantile(100 * (drawn[:, 2] - drawn[:, 0]) / len(shared), (0.025, 0.975))
-    return f"{100 * gain.mean():+.2f} points (95 %: {low:+.2f} to {high:+.2f}) on {len(shared):,} pictures"
+def accuracies(answers: Answers) -> tuple[float, float]:
+    """Top-1 and balanced accuracy."""
+    names = sorted({name for pair in answers.values() for name in pair})
+    targets, predicted = np.array([[names.index(name) for name in pair] for pair in answers.values()]).T
+    matrix = confusion(predicted, targets, len(names))
+    return float(np.trace(matrix) / matrix.sum()), per_class(matrix).balanced_accuracy()
+
+
+def means(seeds: Sequence[Answers]) -> str:
+    """Both accuracies, over seeds."""
+    top1, balanced = zip(*map(accuracies, seeds), strict=True)
+    return f"top-1 {spread(top1)}   balanced {spread(balanced)}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, standard deviation and range, of shares."""
+    text = f"{statistics.mean(values):.2%}"
+    if len(values) == 1:
+        return text
+    return f"{text} (deviation {100 * statistics.stdev(values):.2f}, {min(values):.2%} to {max(values):.2%})"
+
+
+class Difference(NamedTuple):
+    """How many points ours is above the peer, its 95 % interval, and on how many pictures."""
+
+    mean: float
+    low: float
+    high: float
+    pictures: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} points (95 %: {self.low:+.2f} to {self.high:+.2f}) on {self.pictures:,} pictures"
+
+
+def difference(ours: Sequence[Answers], theirs: Sequence[Answers]) -> Difference:
+    """The mean difference of the seeds, each on the pictures that both sides answered, with a paired bootstrap.
+
+    What is drawn are pictures, each with all the seeds that were asked about it.
+    """
+    won: dict[str, list[int]] = {}
+    for our, their in zip(ours, theirs, strict=True):
+        for picture in our.keys() & their.keys():
+            our_right, their_right = (target == answer for target, answer in (our[picture], their[picture]))
+            won.setdefault(picture, []).append(our_right - their_right)
+    if not won:
+        raise ValueError("no picture was answered by both sides: their names differ")
+    # To draw pictures with replacement is to draw how many there are of each kind: points won, times asked.
+    kinds, counts = np.unique([(sum(seeds), len(seeds)) for seeds in won.values()], axis=0, return_counts=True)
+    drawn = np.random.default_rng(0).multinomial(len(won), counts / len(won), RESAMPLES)
+    gains = [100 * (numbers @ kinds[:, 0]) / (numbers @ kinds[:, 1]) for numbers in (counts, drawn)]
+    low, high = np.quantile(gains[1], (0.025, 0.975))
+    return Difference(float(gains[0]), float(low), float(high), len(won))
 
 
 def block_share(run: Path) -> tuple[float, int]:
@@ -167,12 +210,17 @@ def block_share(run: Path) -> tuple[float, int]:
     return config.depth * (two - one) / whole, whole
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean, standard deviation and range, of shares."""
-    text = f"{statistics.mean(values):.2%}"
-    if len(values) == 1:
-        return text
-    return f"{text} (deviation {100 * statistics.stdev(values):.2f}, {min(values):.2%} to {max(values):.2%})"
+def judge(task: Task, minutes: float, top1: float, share: float, leads: Mapping[str, Difference]) -> int:
+    """Prints what is held and what is missed, of the mean accuracy, the share of the encoder's blocks and the mean
+    difference to each peer; 1 where something is missed.
+    """
+    least = task.held_to.get(minutes)
+    found = [] if least is None else [(top1 >= least, f"top-1 of at least {least:.1%}")]
+    found.append((share >= HELD_TO, f"at least {HELD_TO:.0%} of the multiply-accumulates in the encoder's blocks"))
+    found += [(lead.low > 0, f"above {PEER}, augmentation {way}: {lead}") for way, lead in leads.items()]
+    for held, what in found:
+        print(f"{'held' if held else 'missed'}: {what}")
+    return 0 if all(held for held, _ in found) else 1
 
 
 def place(name: str, options: argparse.Namespace) -> str:
@@ -194,8 +242,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", type=Path, help="default: runs/from_scratch-<task>-<time>")
     options = parser.parse_args(words[:end])
     task = TASKS[options.task]
-    if not task.test and (options.test or options.peers):
-        parser.error(f"{options.task} has no test split, and no peer: leave out --test and --peers")
+    if options.test and not task.test:
+        parser.error(f"{options.task} has no test split; without --test the validation pictures are scored")
     if task.test and options.data is None:
         parser.error("expected --data FOLDER")
     if task.test and not (options.data / task.data).exists():
@@ -209,7 +257,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
 
 
 def main() -> int:
-    """Prints a line a seed, their mean, and how far the peer is; 1 where a figure is not held."""
+    """Prints a line a seed and how far its peers are, the means, and what is held; 1 where something is not."""
     options, more = parse()
     task = TASKS[options.task]
     data = place(task.data, options)
@@ -218,31 +266,30 @@ def main() -> int:
     )
     print(f"{options.task}, {options.minutes:g} minutes; scored: the {side} pictures", flush=True)
 
-    results, runs = [], {seed: options.out / f"seed-{seed}" for seed in options.seeds}
+    ours: list[Answers] = []
+    peers: dict[str, list[Answers]] = {way: [] for way in WAYS if options.peers}
+    runs = {seed: options.out / f"seed-{seed}" for seed in options.seeds}
     for seed, run in runs.items():
-        results.append(train_and_score(run, data, scored, split, options.minutes, seed, more))
-        print(f"seed {seed}   {results[-1].line()}", flush=True)
-    print(f"mean     top-1 {spread([r.top1 for r in results])}   balanced {spread([r.balanced for r in results])}")
-    least = task.held_to.get(options.minutes, 0.0)
-    held = statistics.mean(r.top1 for r in results) >= least
-    if least:
-        print(f"{'held' if held else 'missed'}: top-1 of at least {least:.1%}")
-    first = next(iter(runs.values()))
-    plan = RunDir(first).read_json("plan.json")
-    share, whole = block_share(first)
-    print(f"{share:.1%} of {whole / 1e6:,.1f}M multiply-accumulates in the encoder's blocks (held to {HELD_TO:.0%})")
-    print(f"{plan['threads']} threads, {plan['device']}, {plan['precision']}, torch {plan['torch']}", flush=True)
+        result = train_and_score(run, data, scored, split, options.minutes, seed, more)
+        print(f"seed {seed}   {result.line()}", flush=True)
+        ours.append(result.answers)
+        learned = (place(task.train, options), scored) if options.test else (data, "--split", run / "split.csv")
+        for way, theirs in peers.items():
+            words = (*learned, "--augmentation-of", run) if way == "ours" else learned
+            out = options.out / f"{PEER}-{way}-{seed}.csv"
+            theirs.append(train_peer(options.peers, words, run, seed, options.minutes, out))
+            print(f"  {means(theirs[-1:])}; ours is above by {difference(ours[-1:], theirs[-1:])}", flush=True)
 
-    words = (place(task.train, options), scored) if options.test else (data, "--split", first / "split.csv")
-    ways = {"theirs": (), "ours": ("--augmentation-of", first)}
-    for augmentation, way in ways.items() if options.peers else ():
-        answers = options.out / f"{PEER}-{augmentation}.csv"
-        train_peer(options.peers, (*words, *way), answers, options, plan["threads"])
-        theirs = read_answers(answers)
-        for seed, run in runs.items():
-            above = difference(read_answers(run / "answers.csv"), theirs)
-            print(f"  seed {seed} against {PEER}, augmentation {augmentation}: {above}", flush=True)
-    return 0 if held and share >= HELD_TO else 1
+    print(f"mean     {means(ours)}")
+    for way, theirs in peers.items():
+        print(f"{PEER}, augmentation {way}: mean {means(theirs)}")
+    first = runs[options.seeds[0]]
+    share, whole = block_share(first)
+    plan = RunDir(first).read_json("plan.json")
+    print(f"{share:.1%} of {whole / 1e6:,.1f}M multiply-accumulates in the encoder's blocks")
+    print(f"{plan['threads']} threads, {plan['device']}, {plan['precision']}, torch {plan['torch']}")
+    leads = {way: difference(ours, theirs) for way, theirs in peers.items()}
+    return judge(task, options.minutes, statistics.mean(accuracies(some)[0] for some in ours), share, leads)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a peer reaches from scratch in a wall-clock budget, on one device: the CPU.
+"""What a peer reaches from scratch in a wall-clock budget, on one device.
 
     python benchmarks/peers/from_scratch.py resnet18 TRAIN TEST --minutes 10
     python benchmarks/peers/from_scratch.py resnet18 DATA --split RUN/split.csv
@@ -7,7 +7,8 @@ MODEL is resnet18 or vit: timm's, with the optimizer and schedule that are usual
 `vitreous train` takes; with --split the peer learns from the training pictures of a run, and is asked about those that
 the run was validated with. Pictures of up to 64 pixels are taken as they are, others as squares of 160. The budget
 begins when all are decoded; it computes in bf16 where the hardware does. With --augmentation-of RUN pictures are
-varied as in that run of Vitreous, otherwise as is usual for the peer.
+varied as in that run of Vitreous, on the CPU as there, otherwise as is usual for the peer: moved by up to an eighth, or
+cropped, and mirrored where that leaves a class what it is.
 
 Writes the answer to each picture to a CSV file, for a paired comparison. README.md says how to install timm.
 """
@@ -29,13 +30,14 @@ from torch import Tensor, nn
 from vitreous.data.augment import AugmentConfig, apply, draw
 from vitreous.data.decode import MAX_PIXELS, decode
 from vitreous.data.sources import Source, open_source
+from vitreous.data.targets import Task
 from vitreous.rundir import RunDir
 from vitreous.training.plan import Plan
 from vitreous.training.recipe import choose_precision
 
 SMALL = 64  # pixels a side up to which pictures are taken as they are
 LARGE, KEPT = 160, 192  # pixels a side of what a model sees of larger ones, and of what they are cropped from
-SHIFT, CROP = 4, 0.35  # pixels, and the smallest share of the area: the usual variation of small and of large ones
+SHIFT, CROP = 1 / 8, 0.35  # of the side, and the smallest share of the area: the usual for small and for large ones
 MEAN, STD = torch.tensor([124.0, 118.0, 110.0]), torch.tensor([62.0, 60.0, 62.0])
 Augment = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -65,7 +67,8 @@ def read(source: Source) -> Tensor:
 
 def normalised(pixels: Tensor) -> Tensor:
     """(B, H, W, 3) of 0 to 255 -> (B, 3, H, W), channels last in memory as convolutions like it."""
-    return ((pixels.float() - MEAN) / STD).permute(0, 3, 1, 2)
+    mean, std = MEAN.to(pixels.device), STD.to(pixels.device)
+    return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
 
 
 def resized(pixels: Tensor, size: int) -> Tensor:
@@ -76,26 +79,35 @@ def resized(pixels: Tensor, size: int) -> Tensor:
     return F.interpolate(image, (size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)
 
 
-def shift_and_flip(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Pictures moved by up to SHIFT pixels, the edge mirrored, and half of them flipped."""
+def as_theirs(small: bool, mirror: float) -> Augment:
+    """What is usual for the peer: windows of each picture, mirrored with the given chance."""
+
+    def vary(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        windows = shifted(pixels, generator) if small else cropped(pixels, generator)
+        mirrored = (torch.rand(len(pixels), generator=generator) < mirror).tolist()
+        return torch.stack([w.flip(1) if m else w for w, m in zip(windows, mirrored, strict=True)]), targets
+
+    return vary
+
+
+def shifted(pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """Pictures moved by up to SHIFT of their height, the edge mirrored."""
     B, H, W, _ = pixels.shape
-    padded = F.pad(pixels.permute(0, 3, 1, 2).float(), (SHIFT,) * 4, mode="reflect").permute(0, 2, 3, 1)
-    places = torch.randint(0, 2 * SHIFT + 1, (B, 2), generator=generator).tolist()
-    flips = (torch.rand(B, generator=generator) < 0.5).tolist()
-    windows = [padded[b, top : top + H, left : left + W] for b, (top, left) in enumerate(places)]
-    return torch.stack([w.flip(1) if flip else w for w, flip in zip(windows, flips, strict=True)]), targets
+    most = round(SHIFT * H)
+    padded = F.pad(pixels.permute(0, 3, 1, 2).float(), (most,) * 4, mode="reflect").permute(0, 2, 3, 1)
+    places = torch.randint(0, 2 * most + 1, (B, 2), generator=generator).tolist()
+    return [padded[b, top : top + H, left : left + W] for b, (top, left) in enumerate(places)]
 
 
-def crop_and_flip(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A square window of CROP to all of each picture's area, scaled to LARGE, and half of them flipped."""
-    out, side = [], pixels.shape[1]
+def cropped(pixels: Tensor, generator: torch.Generator) -> list[Tensor]:
+    """A square window of CROP to all of each picture's area, scaled to LARGE."""
+    windows, side = [], pixels.shape[1]
     for picture in pixels:
-        area, top, left, flip = torch.rand(4, generator=generator).tolist()
+        area, top, left = torch.rand(3, generator=generator).tolist()
         length = int(side * math.sqrt(CROP + (1 - CROP) * area))
         top, left = int(top * (side - length + 1)), int(left * (side - length + 1))
-        window = resized(picture[None, top : top + length, left : left + length], LARGE)[0]
-        out.append(window.flip(1) if flip < 0.5 else window)
-    return torch.stack(out), targets
+        windows.append(resized(picture[None, top : top + length, left : left + length], LARGE)[0])
+    return windows
 
 
 def as_ours(config: AugmentConfig, classes: int) -> Augment:
@@ -105,25 +117,26 @@ def as_ours(config: AugmentConfig, classes: int) -> Augment:
         if pixels.shape[1] > SMALL:
             pixels = resized(pixels, LARGE).round().byte()
         B, H, W, C = pixels.shape
-        varied, targets = apply(pixels, targets, draw(config, (B, H, W, C), generator), MEAN, 255.0, classes)
-        return varied.permute(0, 2, 3, 1), targets
+        draws = draw(config, (B, H, W, C), generator)
+        varied, mixed = apply(pixels.cpu(), targets.cpu(), draws, MEAN, 255.0, classes)
+        return varied.permute(0, 2, 3, 1).to(pixels.device), mixed.to(pixels.device)
 
     return vary
 
 
-def make(name: str, small: bool, classes: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+def make(name: str, small: bool, classes: int, device: str) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The peer and its optimizer."""
     if name == "resnet18":
         model = timm.create_model("resnet18", num_classes=classes)
         if small:  # the usual stem for small pictures: no stride, no pooling
             model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(device, memory_format=torch.channels_last)
         rate = 0.1 if small else 0.05
         return model, torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     size, patch, depth = (32, 4, 9) if small else (LARGE, 16, 12)
     model = timm.models.vision_transformer.VisionTransformer(
         img_size=size, patch_size=patch, embed_dim=192, depth=depth, num_heads=3, num_classes=classes
-    )
+    ).to(device)
     return model, torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05, fused=True)
 
 
@@ -148,7 +161,7 @@ def train(
             order = torch.randperm(len(x), generator=generator)
         rows, order = order[:batch], order[batch:]
         pixels, targets = vary(x[rows], y[rows], generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
             outputs = model(normalised(pixels))
         F.cross_entropy(outputs.float(), targets, label_smoothing=0.1).backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip)
@@ -175,6 +188,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--augmentation-of", metavar="RUN", help="vary pictures as this run did")
     parser.add_argument("--out", default="answers.csv")
     options = parser.parse_args()
@@ -184,16 +198,16 @@ def main() -> None:
     torch.manual_seed(options.seed)
 
     learn, test = open_sides(options.train, options.test, options.split)
-    x, test_x, truth = read(learn), read(test), test.columns["class"]
+    x, test_x, truth = read(learn).to(options.device), read(test).to(options.device), test.columns["class"]
     names = sorted(set(learn.columns["class"]))
-    y = torch.tensor([names.index(name) for name in learn.columns["class"]])
+    y = torch.tensor([names.index(name) for name in learn.columns["class"]], device=options.device)
     small = x.shape[1] <= SMALL
-    vary, whose = (shift_and_flip if small else crop_and_flip), "theirs"
+    vary, whose = as_theirs(small, 0.0 if Task("classification", tuple(names)).mirror_sensitive else 0.5), "theirs"
     if options.augmentation_of:
         plan = RunDir.open(options.augmentation_of).parsed("plan.json", "", Plan.from_json)
         vary, whose = as_ours(plan.augmentation, len(names)), "ours"
 
-    model, optimizer = make(options.model, small, len(names))
+    model, optimizer = make(options.model, small, len(names), options.device)
     seconds = 60 * options.minutes
     seen = train(model, optimizer, x, y, vary, seconds, options.seed)
     answers = [names[k] for k in answer(model, test_x, x.shape[1] if small else LARGE)]

@@ -2,8 +2,8 @@
 
     python benchmarks/peers/train_speed.py --batch 16 --threads 2
 
-Prints a line a variant: the plain loop in fp32, the same under bf16 autocast, and that with timm's fused attention off,
-which on some CPUs is faster.
+Prints a line a variant: the plain loop in fp32, the same under bf16 autocast, that with timm's fused attention off,
+which on some CPUs is faster, and with --compile that under `torch.compile`, which takes minutes to begin.
 """
 
 import argparse
@@ -15,13 +15,19 @@ import torch
 import torch.nn.functional as F
 
 CLASSES = 10
-VARIANTS = (("fp32", False, True), ("bf16 autocast", True, True), ("bf16 autocast, attention not fused", True, False))
+VARIANTS = (  # name, and whether it has bf16 autocast, fused attention, and torch.compile
+    ("fp32", False, True, False),
+    ("bf16 autocast", True, True, False),
+    ("bf16 autocast, attention not fused", True, False, False),
+    ("bf16 autocast, not fused, compiled", True, False, True),
+)
 
 
-def pictures_a_second(half: bool, fused: bool, batch: int, steps: int, device: str) -> float:
+def pictures_a_second(half: bool, fused: bool, compiled: bool, batch: int, steps: int, device: str) -> float:
     """The rate over `steps` steps with one batch, after two that are not timed."""
     timm.layers.set_fused_attn(fused)
     model = timm.create_model("vit_small_patch16_224", num_classes=CLASSES).to(device)
+    model = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     x, y = torch.randn(batch, 3, 224, 224, device=device), torch.randint(0, CLASSES, (batch,), device=device)
     start = 0.0
@@ -51,11 +57,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    for name, half, fused in VARIANTS:
-        print(f"{name}\t{pictures_a_second(half, fused, options.batch, options.steps, options.device):.2f}")
+    for name, half, fused, compiled in VARIANTS:
+        if options.compile or not compiled:
+            rate = pictures_a_second(half, fused, compiled, options.batch, options.steps, options.device)
+            print(f"{name}\t{rate:.2f}")
 
 
 if __name__ == "__main__":
