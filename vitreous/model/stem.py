@@ -25,7 +25,7 @@ class Convolution(nn.Module):
         return F.conv2d(image, self.weight.unflatten(1, self.window), self.bias, self.stride, self.padding)
 
 
-class Step(nn.Module):
+class StemStep(nn.Module):
     """Convolution of 3×3, a max-pool that halves the picture or none, LayerNorm over the channels, GELU."""
 
     def __init__(self, inputs: int, outputs: int, halve: bool, eps: float):
@@ -57,8 +57,8 @@ class ConvolutionStem(nn.Module):
         steps, inputs = [], first
         for number, width in enumerate(widths):
             if number:
-                steps.append(Step(inputs, inputs, halve=False, eps=config.norm_eps))
-            steps.append(Step(inputs, width, halve=True, eps=config.norm_eps))
+                steps.append(StemStep(inputs, inputs, halve=False, eps=config.norm_eps))
+            steps.append(StemStep(inputs, width, halve=True, eps=config.norm_eps))
             inputs = width
         self.steps = nn.Sequential(*steps)
         self.projection = Linear(inputs, config.width)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vitreous.data.targets import Task
-from vitreous.model.stem import Convolution, Step
+from vitreous.model.stem import Convolution, StemStep
 from vitreous.model.vit import VisionTransformer
 from vitreous.training.muon import Muon
 from vitreous.training.parallel import divided_like
@@ -40,7 +40,7 @@ def make_optimizers(model: VisionTransformer, plan: Plan, world: World = ALONE) 
     """
     muon = plan.optimizer == "muon"
     weights = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d | Convolution)}
-    stem = {id(m.convolution.weight) for m in model.modules() if isinstance(m, Step)}
+    stem = {id(m.convolution.weight) for m in model.modules() if isinstance(m, StemStep)}
     groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(FROZEN[plan.freeze]))
