@@ -27,7 +27,8 @@ def pictures_a_second(half: bool, fused: bool, compiled: bool, batch: int, steps
     """The rate over `steps` steps with one batch, after two that are not timed."""
     timm.layers.set_fused_attn(fused)
     model = timm.create_model("vit_small_patch16_224", num_classes=CLASSES).to(device)
-    model = torch.compile(model) if compiled else model
+    if compiled:
+        model.compile()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     x, y = torch.randn(batch, 3, 224, 224, device=device), torch.randint(0, CLASSES, (batch,), device=device)
     start = 0.0
