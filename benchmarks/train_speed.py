@@ -93,6 +93,7 @@ def make_trainee(folder: Path, options: argparse.Namespace) -> Trainee:
         optimizer=options.optimizer,
         threads=options.threads,
         device=options.device,
+        compile=options.compile,
         cache=str(folder / "cache"),
     )
     job = prepare(str(folder / "pictures"), config, Journal(stderr=True))
@@ -108,7 +109,7 @@ def peer_rates(python: str, steps: int, options: argparse.Namespace) -> dict[str
     """Pictures a second of timm's model, by variant, from a fresh process."""
     command = [python, ROOT / "benchmarks" / "peers" / "train_speed.py", "--batch", options.batch, "--steps", steps]
     command += ["--threads", options.threads, "--device", options.device]
-    command += ["--compile"] if options.compiled_peer else []
+    command += ["--compile"] if options.compile else []
     said = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True).stdout
     return {f"timm, {name}": float(rate) for name, rate in (line.split("\t") for line in said.splitlines())}
 
@@ -129,10 +130,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, help="a round; default: 8, on a GPU 100")
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment with timm")
-    parser.add_argument("--compiled-peer", action="store_true", help="also under torch.compile: minutes more a round")
+    parser.add_argument("--compile", action="store_true", help="ours under torch.compile, and one more of timm's")
     options = parser.parse_args()
-    if options.compiled_peer and not options.peers:
-        parser.error("--compiled-peer is for --peers: name its PYTHON too")
     steps = options.steps or (8 if options.device == "cpu" else 100)
     torch.set_num_threads(options.threads)
 

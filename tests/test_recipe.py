@@ -81,7 +81,7 @@ class TestLargerModel:
 class TestMinutes:
     @pytest.mark.parametrize(
         ("minutes", "expected"),
-        [("10", 10), ("0.7", 0.7), (".5", 0.5), ("90s", 1.5), ("10 Min", 10), ("3m", 3), ("8h", 480), (480, 480)],
+        [("10", 10), ("0.7", 0.7), (".5", 0.5), ("90s", 1.5), ("10 Min", 10), ("3m", 3), ("8 hours", 480), (480, 480)],
     )
     def test_are_a_number_or_a_time_and_kept_as_a_number(self, minutes, expected):
         config = TrainConfig.of(minutes=minutes)

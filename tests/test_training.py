@@ -481,6 +481,22 @@ class TestTheRecipe:
         made = make_plan(job, config, build(job.model, plan.seed), torch.device("cpu"))
         assert (made.stem_rate, made.rest_rate, made.processor) == (4.0, 0.2, processor_name())
 
+    @pytest.mark.parametrize("wanted", [False, True])
+    def test_a_model_that_is_to_be_compiled_is_timed_for_longer(self, rare, monkeypatch, wanted):
+        _, job, plan = rare
+        monkeypatch.setattr(planner, "ESTIMATE_SECONDS", 0.0)
+        made = []
+        monkeypatch.setattr(planner, "update", lambda learner, batch: made.append(batch))
+        config = TrainConfig(epochs=1, batch=8, precision="fp32", compile=wanted)
+        found = make_plan(job, config, build(job.model, plan.seed), torch.device("cpu"))
+        assert found.compile == wanted
+        assert len(made) == (planner.LEAST_COMPILED if wanted else planner.LEAST_TIMED)
+
+    @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True), ("cuda:1", True)])
+    def test_batches_are_pinned_for_a_gpu(self, rare, device, pinned):
+        _, job, plan = rare
+        assert training_batches(job, dataclasses.replace(plan, device=device))[0].pin == pinned
+
     def test_timing_leaves_short_budgets_almost_whole(self, rare, monkeypatch):
         _, job, plan = rare
         monkeypatch.setattr(planner, "TIMED_SECONDS", 0.0)  # as on a machine where a single step takes longer
@@ -499,7 +515,9 @@ class TestTheRecipe:
         began = time.perf_counter()
         plan, before = write_start(start, config, run).plan, shortened(start.plan, start.job, 0.0)
         assert 0 < before.budget - plan.budget < time.perf_counter() - began
-        assert (plan.steps, plan.epochs, plan.seconds) < (before.steps, before.epochs, before.seconds)
+        assert plan.steps < before.steps
+        assert plan.epochs < before.epochs
+        assert plan.seconds < before.seconds
         kept = {name: getattr(before, name) for name in ("budget", "points", "epochs", "seconds")}
         assert dataclasses.replace(plan, **kept) == before
         assert Plan.from_json(json_of(run.path, "plan.json")) == plan
@@ -512,7 +530,7 @@ class TestTheRecipe:
     @pytest.mark.parametrize(
         ("length", "worth", "said"),
         [
-            ({"minutes": "3s"}, 0.0, r"were ready after \d:\d\d; the budget of 0\.05 minutes begins now\n"),
+            ({"minutes": "3s"}, 0.0, r"were ready after \d:\d\d; the budget of 0:03 begins now\n"),
             ({"epochs": 1}, 0.0, r"were ready after \d:\d\d\n"),
             ({"epochs": 1}, 1e9, None),
         ],

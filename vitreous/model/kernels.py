@@ -161,9 +161,11 @@ def attention_kernel(q: Tensor, bias: Tensor | None = None) -> str:
 
     On a CPU the fused kernel trains slowly, and in bf16 it is no faster than in fp32.
     """
-    if q.device.type != "cpu" or torch.compiler.is_compiling() or not q.numel():
+    if q.device.type != "cpu" or not q.numel():
         return "fused"
     bf16, training = q.dtype == torch.bfloat16, torch.is_grad_enabled() and q.requires_grad
+    if torch.compiler.is_compiling():
+        return "plain" if training and q.shape[2] <= PLAIN_LENGTH else "fused"
     if q.shape[2] <= PLAIN_LENGTH:
         return "plain" if bf16 or training else "fused"
     return "blocks" if bias is None and (bf16 or onednn_type(q)) else "fused"

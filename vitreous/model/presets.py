@@ -58,7 +58,7 @@ T2T_SIZES: dict[str, Fields] = {
     "16_ghost": {"width": 384, "depth": 16, "heads": 6, "ablation": "ghost"},
     "dense": {"width": 128, "depth": 19, "heads": 8, "mlp_ratio": 2.0, "ablation": "dense"},
 }
-T2T_SMALL: Fields = {**SIZES["xs"], "tokenizer": "t2t", "token_width": 32, "mlp_ratio": 3.0}
+T2T_SMALL: Fields = {**SIZES["xs"], "tokenizer": "t2t", "token_width": 32}
 
 # Vision Transformers, Explained: one head, one number, V + proj(A·V) everywhere.
 SERIES: Fields = {

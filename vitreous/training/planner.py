@@ -169,7 +169,7 @@ def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float, world
     )
     sample = job.validation[: 2 * plan.batch]
     start = time.perf_counter()
-    outputs_on(learner.model, job, sample, plan, plan.precision, learner.lanes, world)
+    outputs_on(learner.average.module, job, sample, plan, plan.precision, learner.lanes, world)
     return Pace(coarse, whole, (time.perf_counter() - start) * len(job.validation) / len(sample))
 
 

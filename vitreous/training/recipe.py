@@ -21,9 +21,10 @@ from vitreous.model.presets import PRESETS, name_of, preset
 from vitreous.model.vit import count_macs
 
 VALIDATION, MOST_VALIDATION = 0.15, 2_500  # share of the training pictures that is held out, and pictures at most
-SIZES = ("xs", "s")  # of the recipes' models, as their names have them, that were measured
-ENOUGH_PASSES = 40  # over the pictures, for a larger model to be worth its time; 16 to 18 were too few
-SECONDS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}  # of the units that times are written in
+SIZES = ("xs", "s")  # of the recipes' models that are chosen, as their names have them
+ENOUGH_PASSES = 40  # over the pictures, for a larger model to be worth its time; 16 and 18 were not enough
+UNITS = ((1, ("s", "sec", "second")), (60, ("m", "min", "minute")), (3600, ("h", "hour")))  # seconds, and their names
+SECONDS = {name + plural: seconds for seconds, names in UNITS for name in names for plural in ("", "s")}
 STEM_RATE = (
     4.0  # of the stem's later convolutions, as a share of Muon's: each has a norm behind it, which frees its size
 )
@@ -142,7 +143,7 @@ class TrainConfig:
     # Between checkpoints: steps (500), or time beside those with every row of metrics (5min, 90s, 1h); default: with
     # every row
     save_every: str | None = None
-    # Compile tokenizer and blocks with torch.compile, within --minutes: for long runs on a GPU; a CPU gains nothing
+    # Compile tokenizer and blocks with torch.compile, within --minutes. Not measured on a GPU yet; a CPU gains little
     compile: bool = False
     # Divide the model over the processes of torchrun, for one that does not fit (FSDP2); else each has it whole (DDP)
     shard: bool = False

@@ -125,8 +125,7 @@ def set_up(data: str | Path, config: TrainConfig, journal: Journal, world: World
     job = prepare_together(begin, config, journal, world)
     began = time.perf_counter()
     if (taken := began - opened) >= WORTH_A_WORD:
-        budget = counted(config.minutes or DEFAULT_MINUTES, "minute")
-        then = "" if config.epochs else f"; the budget of {budget} begins now"
+        then = "" if config.epochs else f"; the budget of {clock(60 * (config.minutes or DEFAULT_MINUTES))} begins now"
         journal.say(f"the pictures were ready after {clock(taken)}{then}")
     model = build(job.model, config.seed)
     if origin:  # the first process has it, and brings the weights to all
@@ -217,6 +216,8 @@ def _plan_here(plan: Plan, config: TrainConfig, shard: bool, world: World, journ
         plan = dataclasses.replace(plan, device=here, precision=precision)
     elif here == "cpu" and plan.processor not in ("", processor_name()):
         journal.say(f"not bit-exact: the run began on {plan.processor}, this is {processor_name()}")
+    if plan.compile:
+        journal.say("not bit-exact: compiled code may differ from process to process")
     if plan.torch != torch.__version__:
         journal.say(f"not bit-exact: the run began with torch {plan.torch}, this is {torch.__version__}")
     if plan.ranks != world.size or (shard and not plan.shard):
