@@ -15,8 +15,8 @@ times the minutes for each seed. With --test it learns from all of train.tar, or
 learned from; it is asked about what the run is scored by, and the two are held against each other picture by picture.
 
 The runs and all answers stay in --out. Exits with 1 where the mean accuracy is below what this budget is held to, where
-too little of the work lies in the encoder's blocks, or where a peer may be as good: the 95 % interval of the mean
-difference, drawn over pictures, is not above 0.
+too little of the work lies in the encoder's blocks, or where the 95 % interval of the difference to a peer, drawn over
+pictures, is not above 0.
 """
 
 import argparse
@@ -183,9 +183,9 @@ class Difference(NamedTuple):
 
 
 def difference(ours: Sequence[Answers], theirs: Sequence[Answers]) -> Difference:
-    """The mean difference of the seeds, each on the pictures that both sides answered, with a paired bootstrap.
+    """The difference over all answers of the seeds to pictures that both sides answered, with a paired bootstrap.
 
-    What is drawn are pictures, each with all the seeds that were asked about it.
+    What is drawn are pictures, each with all the seeds that were asked about it; the seeds are taken as they fell.
     """
     won: dict[str, list[int]] = {}
     for our, their in zip(ours, theirs, strict=True):
