@@ -8,8 +8,8 @@ MODEL is resnet18 or vit: timm's, with the optimizer and schedule that are usual
 the run was validated with. Pictures of up to 64 pixels are taken as they are, others as squares of 160. The budget
 begins when all are decoded; it computes in bf16 where the hardware does. With --augmentation-of RUN pictures are
 varied as in that run of Vitreous, otherwise as is usual for the peer: moved by up to an eighth, or cropped, and
-mirrored where that leaves a class what it is. That is done between two steps, which costs little on a CPU and would hold
-a GPU back: compare times of the two sides on a CPU.
+mirrored where that leaves a class what it is. That is done between two steps, which costs little on a CPU and would
+hold a GPU back: compare the two sides on a CPU.
 
 Writes the answer to each picture to a CSV file, for a paired comparison. README.md says how to install timm.
 """
