@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
+# Where Python may keep no compiled modules, each of the many processes of the tests compiles PyTorch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # What `make demo` trains with, and where the run goes.
 DIGITS ?= --epochs 30
 DEMO ?= runs/demo
@@ -97,6 +100,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "Vitreous needs Python 3.11 or newer; \`$(PYTHON)\` is $$($(PYTHON) --version 2>&1 || true)."; \
 		echo "Name another one, such as: make PYTHON=python3.12 TARGET"; exit 1; } >&2
 	$(PYTHON) -m venv .venv
+	@# The pip that comes with Python 3.11 takes more than twice as long to find what is to be installed.
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --upgrade pip
 	@# Without --no-compile half of the time goes into compiling 15,000 modules, of which few are ever imported.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
