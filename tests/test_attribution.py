@@ -27,6 +27,14 @@ QUICK: dict[str, dict[str, Any]] = {
 CURVED = ("attention", "rollout", "gradient_attention", "grad_cam", "guided_shapley", "random")
 LINEAR = [name for name in METHODS if name not in CURVED]
 SKIPS = {"plain": {}, "value skip": {"value_skip": True}, "relative": {"position": "relative", "position_at": "every"}}
+# Every two of a tokenizer, of what goes past attention or into it, and of what is read.
+MODELS = dict.fromkeys(
+    [
+        *itertools.product(["patch"], SKIPS, PREFIXES),
+        *itertools.product(["t2t", "performer"], SKIPS, ["class"]),
+        *itertools.product(["t2t", "performer"], ["plain"], PREFIXES),
+    ]
+)
 
 
 def attribute(method: str, model: Any, pixels: Tensor, target: Any = None, **options: Any) -> Attribution:
@@ -197,11 +205,9 @@ class TestAttention:
 
 
 class TestRollout:
-    @pytest.mark.parametrize("kind", ["patch", "t2t", "performer"])
-    @pytest.mark.parametrize("skips", SKIPS)
-    @pytest.mark.parametrize("fields", PREFIXES.values(), ids=PREFIXES)
-    def test_it_is_the_product_of_whole_matrices(self, kind, skips, fields):
-        model = exact_model(kind, **fields, **SKIPS[skips])
+    @pytest.mark.parametrize(("kind", "skips", "prefix"), MODELS)
+    def test_it_is_the_product_of_whole_matrices(self, kind, skips, prefix):
+        model = exact_model(kind, **PREFIXES[prefix], **SKIPS[skips])
         config, pixels = model.config, pictures(model.config).double()
         outputs, encoder, between, weights = matrices(model, pixels)
         torch.testing.assert_close(outputs, model(pixels))
@@ -223,11 +229,9 @@ class TestRollout:
 
 
 class TestGradientAttention:
-    @pytest.mark.parametrize("kind", ["patch", "t2t", "performer"])
-    @pytest.mark.parametrize("skips", SKIPS)
-    @pytest.mark.parametrize("fields", PREFIXES.values(), ids=PREFIXES)
-    def test_it_is_that_of_gradients_of_whole_matrices(self, kind, skips, fields):
-        model = exact_model(kind, **fields, **SKIPS[skips])
+    @pytest.mark.parametrize(("kind", "skips", "prefix"), MODELS)
+    def test_it_is_that_of_gradients_of_whole_matrices(self, kind, skips, prefix):
+        model = exact_model(kind, **PREFIXES[prefix], **SKIPS[skips])
         config, pixels = model.config, pictures(model.config).double()
         outputs, encoder, between, weights = matrices(model, pixels)
         wanted = [*encoder, *between]
