@@ -16,13 +16,13 @@ RED = np.array([[[255, 0, 0]]], np.uint8)
 
 
 def read(path):
-    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return np.asarray(Image.open(path).convert("RGB")).astype(np.int16)
 
 
 def near(pixels, colour, tolerance=12):
     """Where a picture has a colour, given as #rrggbb or as three numbers."""
     wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)] if isinstance(colour, str) else colour
-    return (np.abs(pixels - np.array(wanted)) <= tolerance).all(axis=2)
+    return (np.abs(pixels - np.array(wanted, np.int16)) <= tolerance).all(axis=2)
 
 
 def extent(mask):
@@ -53,9 +53,10 @@ def test_curves_draw_both_losses_and_the_headline_on_white(tmp_path):
         assert extent(near(half, colour))[0] > 150
 
 
-@pytest.mark.parametrize("empty", ["", None, "nan", float("nan"), float("inf")])
-def test_a_column_without_numbers_leaves_its_panel_empty(tmp_path, empty):
-    figures.curves(run(top1=empty, val_loss=empty), tmp_path / "curves.png", "top1")
+def test_a_column_without_numbers_leaves_its_panel_empty(tmp_path):
+    empty = ["", None, "nan", float("nan"), float("inf")] * 4  # what any of them gave would be joined to a line
+    rows = [row | {"top1": none, "val_loss": none} for row, none in zip(run(), empty, strict=True)]
+    figures.curves(rows, tmp_path / "curves.png", "top1")
     pixels = read(tmp_path / "curves.png")
     assert not near(pixels, figures.ORANGE).any()
     assert not near(pixels, figures.BLUE).any()
@@ -93,15 +94,17 @@ def test_confusion_has_true_classes_down_and_predicted_ones_across(tmp_path):
 
 
 @pytest.mark.parametrize(("K", "written"), [(30, True), (31, False)])
-def test_counts_are_written_up_to_30_classes_and_not_above(tmp_path, K, written):
+def test_counts_are_written_up_to_30_classes_and_not_above(tmp_path, monkeypatch, K, written):
+    monkeypatch.setattr(figures, "DPI", 50)
     bodies = []
     for count in (100, 200):  # of the same colour, since each is all of its row
         figures.confusion(count * np.eye(K, dtype=int), ["name"] * K, tmp_path / "confusion.png")
-        bodies.append(read(tmp_path / "confusion.png")[60:])  # without the title, which has the total
+        bodies.append(read(tmp_path / "confusion.png")[20:])  # without the title, which has the total
     assert (bodies[0] != bodies[1]).any() == written
 
 
-def test_confusion_grows_with_its_classes_up_to_a_bound(tmp_path):
+def test_confusion_grows_with_its_classes_up_to_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "DPI", 50)
     widths = []
     for K in (2, 10, 60, 1000):
         figures.confusion(np.eye(K, dtype=int), [f"class {k}" for k in range(K)], tmp_path / "confusion.png")
@@ -110,7 +113,7 @@ def test_confusion_grows_with_its_classes_up_to_a_bound(tmp_path):
         assert near(pixels, (0x08, 0x40, 0x6E), 60).any()
     assert widths == sorted(widths)
     assert widths[2] < widths[3]
-    assert max(widths) < 2500
+    assert max(widths) < 830
 
 
 def test_a_class_without_samples_leaves_a_white_row(tmp_path):
