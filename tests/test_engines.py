@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,8 @@ from vitreous.data.targets import Task
 from vitreous.errors import InputError
 from vitreous.infer.card import Card, Seen
 from vitreous.infer.engines import ONNXEngine, OpenVINOEngine, TorchEngine, candidates, import_openvino, installed
-from vitreous.infer.files import FORMATS, open_export
+from vitreous.infer.files import FORMATS, Format, open_export
 from vitreous.infer.graph import export_graphs
-from vitreous.infer.onnx_files import to_onnx, write_onnx
 from vitreous.infer.quantize import quantized
 from vitreous.model.vit import VisionTransformer
 
@@ -62,23 +60,22 @@ CASES: dict[str, dict[str, Any]] = {
         "depth": "uint8",
         "task": CLASSES,
     },
-    "convolution": {
-        "fields": {"position": "learned2d", "merge": 2},
-        "depth": "uint16",
-        "sizes": ((12, 40), (24, 24)),
-        "task": NUMBERS,
-    },
+    "convolution": {"fields": {"position": "learned2d", "merge": 2}, "depth": "uint16", "task": NUMBERS},
 }
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model, its graphs, its files, and what PyTorch gives."""
+    """A model, its files, and the graphs that are in them."""
 
     model: VisionTransformer
     card: Card
-    programs: Mapping[Size, torch.export.ExportedProgram]
     files: dict[str, Path]
+    graphs: dict[str, dict[Size, Any]]
+
+    def copies(self, format: Format) -> dict[Size, Any]:
+        """The graphs of a format, which writing them changes."""
+        return {size: format.copy(graph) for size, graph in self.graphs[format.engine].items()}
 
     def pixels(self, size: Size, count: int) -> np.ndarray:
         return draw(self.card.spec, size, count)
@@ -99,9 +96,11 @@ def make_case(
     card = Card(spec, task, Calibration(temperature=1.7), "fp32", True, Columns(), {"weights": kind}, Seen("00", "11"))
     programs = export_graphs(model, spec, task, card.calibration)
     files = {format.engine: folder / f"fp32{format.suffix}" for format in FORMATS}
+    graphs = {format.engine: {size: format.convert(one) for size, one in programs.items()} for format in FORMATS}
+    case = Case(model, card, files, graphs)
     for format in FORMATS:
-        format.write(files[format.engine], {size: format.convert(one) for size, one in programs.items()}, card)
-    return Case(model, card, programs, files)
+        format.write(files[format.engine], case.copies(format), card)
+    return case
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +222,8 @@ class TestONNXFile:
                 engine.run(patch.pixels(size, 2))
 
     def test_bf16_halves_it_and_computes_with_rounded_weights(self, patch, tmp_path):
-        graphs = {size: to_onnx(program) for size, program in patch.programs.items()}
-        write_onnx(tmp_path / "half.onnx", graphs, changed(patch.card, "bf16"))
+        [format] = [format for format in FORMATS if format.engine == "onnxruntime"]
+        format.write(tmp_path / "half.onnx", patch.copies(format), changed(patch.card, "bf16"))
         onnx.checker.check_model(onnx.load(tmp_path / "half.onnx"), full_check=True)
         saved = patch.files["onnxruntime"].stat().st_size - (tmp_path / "half.onnx").stat().st_size
         matrices = sum(weight.numel() * 4 for weight in patch.model.parameters() if weight.dim() > 1)
@@ -258,7 +257,7 @@ class TestInt8:
         spec = InputSpec(3, "uint8", ((12, 40),), patch.card.spec.mean, patch.card.spec.std)
         pixels = draw(spec, (12, 40), 64)
         path = tmp_path / f"int8{format.suffix}"
-        graph = quantized(format.convert(patch.programs[12, 40]), pixels, smooth=False)
+        graph = quantized(patch.copies(format)[12, 40], pixels, smooth=False)
         format.write(path, {(12, 40): graph}, changed(patch.card, "int8", spec))
         _, engine = open_export(path, 1)
         exact = TorchEngine(patch.model, spec, CPU).run(pixels[:20])
