@@ -7,17 +7,15 @@ build, and names its site in VITREOUS_DOCS. What is not understood fails the bui
 import importlib
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any
 from urllib.parse import unquote, urldefrag, urlparse
 
 import pytest
 from browsing import needs_browser
-from making import PATIENCE
-from playwright.sync_api import Browser, Page
+from forks import finished
+from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,11 +26,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "VITREOUS_DOCS" in os.environ:
         return Path(os.environ["VITREOUS_DOCS"]).resolve()
     folder = tmp_path_factory.mktemp("docs")
-    words = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "docs", str(folder / "html")]
-    words += ["-d", str(folder / "trees"), "-D", "nb_execution_mode=off"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = finished(build, folder)
     assert done.returncode == 0, done.stderr[-8_000:]
     return folder / "html"
+
+
+def build(folder: Path) -> None:
+    """What `sphinx-build` does."""
+    from sphinx.cmd.build import main
+
+    os.chdir(ROOT)
+    words = ["-q", "-W", "--keep-going", "docs", str(folder / "html"), "-d", str(folder / "trees")]
+    sys.exit(main([*words, "-D", "nb_execution_mode=off"]))
 
 
 @pytest.fixture(scope="module")
@@ -76,42 +81,59 @@ def slug(title: str) -> str:
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
-@pytest.fixture
-def phone(browser: Browser) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 375, "height": 800}, color_scheme="dark", offline=True)
-    yield context.new_page()
+@pytest.fixture(scope="module")
+def visited(pages: list[Path], browser: Browser) -> dict[Path, dict[str, Any]]:
+    """What a dark phone finds on each page, without a network, and what of its figures it sees when it turns light."""
+    context = browser.new_context(viewport={"width": 375, "height": 800}, offline=True)
+    phone, found, faults = context.new_page(), {}, []
+    phone.on("pageerror", lambda fault: faults.append(str(fault)))
+    phone.on("console", lambda said: faults.extend([said.text] * (said.type == "error")))
+    phone.on("requestfailed", lambda request: faults.append(f"{request.url} could not be had"))
+    for path in pages:
+        phone.emulate_media(color_scheme="dark")
+        phone.goto(path.as_uri(), wait_until="load")
+        found[path] = phone.evaluate(PAGE) | {"dark": phone.evaluate(FIGURES)}
+        phone.emulate_media(color_scheme="light")
+        found[path] |= {"light": phone.evaluate(FIGURES), "faults": [*faults]}
+        faults.clear()
     context.close()
+    return found
+
+
+PAGE = """() => {
+    const all = (selector, told) => [...document.querySelectorAll(selector)].map(told);
+    return {
+        broken: all('img', i => i.complete && !i.naturalWidth && (i.alt || i.src.slice(0, 80))).filter(Boolean),
+        width: document.documentElement.scrollWidth,
+        links: all('a[href]', a => a.href),
+        names: all('[id]', e => e.id),
+        wordless: all("img:not([alt]), figure.shown img[alt='']", i => i.src.slice(0, 80)),
+        figures: all('figure.shown', f => f.querySelectorAll(':scope > figcaption').length),
+    };
+}"""
+FIGURES = """() => Object.fromEntries(['light', 'dark'].map(theme => {
+    const all = [...document.querySelectorAll(`figure.shown img.only-${theme}`)];
+    return [theme, [all.filter(i => i.checkVisibility()).length, all.length]];
+}))"""
 
 
 @needs_browser
-def test_pages_have_no_error_nor_broken_picture_and_fit_on_a_phone(pages: list[Path], phone: Page):
+def test_pages_have_no_error_nor_broken_picture_and_fit_on_a_phone(visited: dict[Path, dict[str, Any]]):
     faults: list[str] = []
-    phone.on("pageerror", lambda fault: faults.append(f"{phone.url}: {fault}"))
-    phone.on("console", lambda said: faults.extend([f"{phone.url}: {said.text}"] * (said.type == "error")))
-    phone.on("requestfailed", lambda request: faults.append(f"{phone.url}: {request.url} could not be had"))
-    for path in pages:
-        phone.goto(path.as_uri(), wait_until="load")
-        broken = phone.eval_on_selector_all(
-            "img", "all => all.filter(i => i.complete && !i.naturalWidth).map(i => i.alt || i.src.slice(0, 80))"
-        )
-        faults += [f"{phone.url}: the picture {words!r} is broken" for words in broken]
-        wide = phone.evaluate("document.documentElement.scrollWidth")
-        if wide > 375:
-            faults.append(f"{phone.url}: {wide} pixels wide")
+    for path, page in visited.items():
+        faults += [f"{path}: {words}" for words in page["faults"]]
+        faults += [f"{path}: the picture {words!r} is broken" for words in page["broken"]]
+        if page["width"] > 375:
+            faults.append(f"{path}: {page['width']} pixels wide")
     assert not faults, "\n".join(faults)
 
 
 @needs_browser
-def test_every_link_within_the_site_leads_somewhere(site: Path, pages: list[Path], phone: Page):
-    links: dict[str, list[str]] = {}
-    names: dict[Path, set[str]] = {}
-    for path in pages:
-        phone.goto(path.as_uri(), wait_until="domcontentloaded")
-        links[path.as_uri()] = phone.eval_on_selector_all("a[href]", "all => all.map(a => a.href)")
-        names[path] = set(phone.eval_on_selector_all("[id]", "all => all.map(e => e.id)"))
+def test_every_link_within_the_site_leads_somewhere(visited: dict[Path, dict[str, Any]]):
+    names = {path: set(page["names"]) for path, page in visited.items()}
     broken = []
-    for page, all_of_it in links.items():
-        for link in all_of_it:
+    for page, found in visited.items():
+        for link in found["links"]:
             target, fragment = urldefrag(link)
             if not target.startswith("file:"):
                 continue
@@ -122,17 +144,10 @@ def test_every_link_within_the_site_leads_somewhere(site: Path, pages: list[Path
 
 
 @needs_browser
-def test_a_figure_is_that_of_the_theme_and_has_words(pages: list[Path], browser: Browser):
-    themes: tuple[tuple[Literal["light", "dark"], str], ...] = (("light", "dark"), ("dark", "light"))
-    for theme, other in themes:
-        context = browser.new_context(color_scheme=theme, offline=True)
-        page = context.new_page()
-        for path in pages:
-            page.goto(path.as_uri(), wait_until="load")
-            seen = "all => all.filter(i => i.checkVisibility()).length"
-            assert page.eval_on_selector_all(f"figure.shown img.only-{other}", seen) == 0, path
-            shown = page.locator(f"figure.shown img.only-{theme}").count()
-            assert page.eval_on_selector_all(f"figure.shown img.only-{theme}", seen) == shown, path
-            assert page.locator("figure.shown").count() == page.locator("figure.shown > figcaption").count(), path
-            assert page.locator("img:not([alt]), figure.shown img[alt='']").count() == 0, path
-        context.close()
+def test_a_figure_is_that_of_the_theme_and_has_words(visited: dict[Path, dict[str, Any]]):
+    for path, page in visited.items():
+        for theme, other in (("light", "dark"), ("dark", "light")):
+            shown, there = page[theme][theme]
+            assert (shown, page[theme][other][0]) == (there, 0), path
+        assert page["figures"] == [1] * len(page["figures"]), path
+        assert page["wordless"] == [], path
