@@ -175,6 +175,12 @@ def pixels_of(shown: Page, selector: str) -> str:
     return shown.eval_on_selector(selector, "canvas => canvas.toDataURL()")
 
 
+def turn_to(shown: Page, number: int) -> None:
+    """Shows another of several pictures."""
+    shown.locator("#picker label").nth(number).click()
+    shown.wait_for_selector(f"html[data-ready='{number}']")
+
+
 def point_at(shown: Page, board: str, row: int, column: int, grid: tuple[int, int]) -> None:
     area = shown.locator(f"{board} .cells")
     area.scroll_into_view_if_needed()
@@ -266,8 +272,7 @@ def test_the_page_opens_offline_without_a_word_or_a_request(visit):
     assert shown.inner_text("h1") == "Why cat?"
     assert shown.locator("section.part:visible").count() == 5  # a model without soft splits
     assert shown.inner_text(".answer.target .number").replace("\u00a0", " ") == "75.0 %"
-    shown.locator("#picker label").nth(1).click()
-    shown.wait_for_selector("html[data-ready='1']")
+    turn_to(shown, 1)
     assert caption(shown).startswith("Pooling attends most to row 1, column 1 (11.1 %)")
 
 
@@ -448,11 +453,17 @@ def test_names_are_only_ever_text(visit):
     text = shown.evaluate("document.body.textContent")
     assert all(name in text for name in HOSTILE)
     places = ["#name", "#answers", "#from", "#maps", "#map-caption", "#lens-table", "#ledger-rows"]
-    read = "places => places.map(place => document.querySelector(place).textContent)"
-    for i, name in enumerate(HOSTILE):
-        shown.eval_on_selector(f"#picker label:nth-child({i + 1}) input", "input => input.click()")
-        shown.wait_for_function("i => document.documentElement.dataset.ready === i", arg=str(i))
-        assert [name in found for found in shown.evaluate(read, places)] == [True] * len(places)
+    read = """async places => {
+        const found = [];
+        for (const [i, input] of document.querySelectorAll('#picker label input').entries()) {
+            input.click();
+            while (document.documentElement.dataset.ready !== `${i}`) await new Promise(requestAnimationFrame);
+            found.push(places.map(place => document.querySelector(place).textContent));
+        }
+        return found;
+    }"""
+    for name, texts in zip(HOSTILE, shown.evaluate(read, places), strict=True):
+        assert [name in text for text in texts] == [True] * len(places)
     alien = "#main :is(script, style, iframe, object, embed, link, base, meta, form, template, math, a)"
     assert shown.locator(alien).count() == 0
     assert shown.evaluate("[window.ran ?? null, location.protocol, document.title.length > 0]") == [None, "file:", True]
@@ -462,12 +473,14 @@ def test_names_are_only_ever_text(visit):
 
 
 @needs_browser
-@pytest.mark.parametrize("grid", [(3, 20), (14, 14), (20, 3)])
-def test_no_screen_is_too_narrow(visit, grid: tuple[int, int]):
-    shown = visit(make_explanation(grid, heads=12, prefix=("class token", *(f"register {i}" for i in range(1, 5)))))
-    for width in (360, 390, 768, 1024, 1440):
-        shown.set_viewport_size({"width": width, "height": 800})
-        assert shown.evaluate("document.documentElement.scrollWidth") == width
+def test_no_screen_is_too_narrow(visit):
+    prefix = ("class token", *(f"register {i}" for i in range(1, 5)))
+    shown = visit([make_explanation(grid, heads=12, prefix=prefix) for grid in ((3, 20), (14, 14), (20, 3))])
+    for number in range(3):
+        turn_to(shown, number)
+        for width in (360, 390, 768, 1024, 1440):
+            shown.set_viewport_size({"width": width, "height": 800})
+            assert shown.evaluate("document.documentElement.scrollWidth") == width
 
 
 @needs_browser
@@ -506,20 +519,21 @@ def test_maps_keep_their_order_and_the_first_is_shown_whatever_they_score(visit)
 
 
 @needs_browser
-@pytest.mark.parametrize(
-    ("score", "verdict"),
-    [
-        (0.4, "within chance: random maps stay within ±0.45"),
-        (-0.4, "within chance: random maps stay within ±0.45"),
-        (-0.6, "worse than chance"),
-        (0.48, "better than chance, no better than edges"),
-        (0.9, "better than chance: random maps stay within ±0.45, and the picture’s edges alone have 0.50"),
-    ],
-)
-def test_a_score_is_held_against_chance(visit, score: float, verdict: str):
-    shown = visit(make_explanation(attributions=[PageAttribution("one", "", np.eye(4, 6), score)]))
-    assert f", {verdict}" in shown.inner_text("#map-caption")
-    assert "random maps stay within ±0.45" in shown.inner_text("#chance-words")
+def test_a_score_is_held_against_chance(visit):
+    verdicts = {
+        0.4: "within chance: random maps stay within ±0.45",
+        -0.4: "within chance: random maps stay within ±0.45",
+        -0.6: "worse than chance",
+        0.48: "better than chance, no better than edges",
+        0.9: "better than chance: random maps stay within ±0.45, and the picture’s edges alone have 0.50",
+    }
+    made = make_explanation()
+    maps = [[PageAttribution("one", "", np.eye(4, 6), score)] for score in verdicts]
+    shown = visit([replace(made, attributions=one) for one in maps])
+    for number, verdict in enumerate(verdicts.values()):
+        turn_to(shown, number)
+        assert f", {verdict}" in shown.inner_text("#map-caption")
+        assert "random maps stay within ±0.45" in shown.inner_text("#chance-words")
 
 
 @needs_browser
@@ -587,24 +601,27 @@ def test_a_number_is_shown_in_its_unit_and_what_is_not_known_as_a_dash(visit):
 
 
 @needs_browser
-@pytest.mark.parametrize(("low", "high"), [(1234.51, 1234.53), (-0.0021, 0.0004), (3.0, 90_000.0), (7.0, 7.0)])
-def test_the_ticks_of_the_lens_can_be_told_apart(visit, low: float, high: float):
-    values = np.linspace(low, high, 4)[:, None]
-    shown = visit(make_explanation(lens=PageLens(["length (mm)"], values, "mm"), target="length (mm)"))
-    ticks = shown.locator("#lens-chart text[text-anchor=end]").all_text_contents()
-    numbers = [float(tick.replace("−", "-")) for tick in ticks]
-    assert len(numbers) >= 3
-    assert numbers == sorted({*numbers})
-    assert low - 1 <= numbers[0] <= numbers[-1] <= high + 1
-    shown.locator("#lens summary").click()
-    assert len({*shown.locator("#lens-table td").all_inner_texts()}) == len({*values[:, 0]})
-    shown.set_viewport_size({"width": 390, "height": 800})
-    shown.wait_for_function("() => document.querySelector('#lens-chart svg').getBoundingClientRect().width < 390")
-    # All at once: the chart is drawn anew when the page has a new width, and its parts are others then.
-    sides = "all => all.map(one => one.getBoundingClientRect()).map(box => [box.left, box.right])"
-    boxes = shown.locator("#lens-chart text").evaluate_all(sides)
-    assert len(boxes) >= len(numbers)
-    assert all(0 <= left <= right <= 390 for left, right in boxes)
+def test_the_ticks_of_the_lens_can_be_told_apart(visit):
+    spans = [(1234.51, 1234.53), (-0.0021, 0.0004), (3.0, 90_000.0), (7.0, 7.0)]
+    columns = [np.linspace(low, high, 4)[:, None] for low, high in spans]
+    made = make_explanation(target="length (mm)")
+    shown = visit([replace(made, lens=PageLens(["length (mm)"], values, "mm")) for values in columns])
+    for number, ((low, high), values) in enumerate(zip(spans, columns, strict=True)):
+        shown.set_viewport_size({"width": 1280, "height": 900})
+        turn_to(shown, number)
+        ticks = shown.locator("#lens-chart text[text-anchor=end]").all_text_contents()
+        numbers = [float(tick.replace("−", "-")) for tick in ticks]
+        assert len(numbers) >= 3
+        assert numbers == sorted({*numbers})
+        assert low - 1 <= numbers[0] <= numbers[-1] <= high + 1
+        assert len({*shown.locator("#lens-table td").all_text_contents()}) == len({*values[:, 0]})
+        shown.set_viewport_size({"width": 390, "height": 800})
+        shown.wait_for_function("() => document.querySelector('#lens-chart svg').getBoundingClientRect().width < 390")
+        # All at once: the chart is drawn anew when the page has a new width, and its parts are others then.
+        sides = "all => all.map(one => one.getBoundingClientRect()).map(box => [box.left, box.right])"
+        boxes = shown.locator("#lens-chart text").evaluate_all(sides)
+        assert len(boxes) >= len(numbers)
+        assert all(0 <= left <= right <= 390 for left, right in boxes)
 
 
 @needs_browser
@@ -685,8 +702,7 @@ def test_what_is_not_there_leaves_no_empty_part(visit):
     bare = make_explanation(attributions=(), attention=None, lens=None, ledger=None, position=None)
     shown = visit([make_explanation(), bare])
     assert shown.locator("section.part:visible").count() == 5
-    shown.locator("#picker label").nth(1).click()
-    shown.wait_for_selector("html[data-ready='1']")
+    turn_to(shown, 1)
     assert shown.locator("section.part:visible").count() == 0
 
 
