@@ -8,8 +8,6 @@ import making
 import pytest
 from browsing import FLAGS, find_browser
 from filelock import FileLock
-from matplotlib.figure import Figure
-from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
 import vitreous
@@ -83,15 +81,17 @@ def blobs_run(blobs: Path, made_once: Made) -> Path:
     options = ["--model", "toy_stem", "--optimizer", "adamw", "--lr", "4e-3", "--epochs", "8", "--threads", "1"]
 
     def make(out: Path) -> None:
-        assert main(["train", str(blobs), *options, "--out", str(out)]) == 0
+        with making.unpainted():
+            assert main(["train", str(blobs), *options, "--out", str(out)]) == 0
 
     return made_once("run_on_blobs", make)
 
 
 @pytest.fixture
-def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are blank, where no test looks at them: they take longer than so short a run."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Image.new("L", (60, 60)).save(path, "png"))
+def unpainted() -> Iterator[None]:
+    """The figures of runs are blank."""
+    with making.unpainted():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ CONTEXT.set_forkserver_preload(
         "vitreous.training.figures",
         "vitreous.insight.explain",
         "vitreous.serve.server",
+        "torch._dynamo",  # which the first step of a training imports
     ]
 )
 

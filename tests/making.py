@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -76,9 +78,22 @@ def make_blobs(root: Path, pictures: int, seed: int = 1) -> Path:
     return root / "table.csv"
 
 
+@contextmanager
+def unpainted() -> Iterator[None]:
+    """The figures of runs are blank, where no test looks at them: they take twice as long as so short a run."""
+    from vitreous.training import figures
+
+    def blank(*given: Any) -> None:
+        [path] = [one for one in given if isinstance(one, Path)]
+        Image.new("L", (60, 60)).save(path, "png")
+
+    with patch.multiple(figures, curves=blank, result=blank, pictures=blank):
+        yield
+
+
 def command(words: list[str], limit: int) -> None:
-    """What `python -m vitreous …` runs, with our toys among the presets; with `limit`, no file may grow beyond so many
-    bytes.
+    """What `python -m vitreous …` runs, with our toys among the presets and its figures unpainted; with `limit`, no
+    file may grow beyond so many bytes.
     """
     from vitreous.cli import entry
     from vitreous.model.presets import PRESETS
@@ -89,7 +104,8 @@ def command(words: list[str], limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     PRESETS.update(TOYS)
     sys.argv = ["vitreous", *words]
-    entry()
+    with unpainted():
+        entry()
 
 
 def start(*words: str | Path, limit: int = -1) -> Forked:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from making import unpainted
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config
 from torch import Tensor
@@ -138,7 +139,8 @@ def main(data: str, folder: Path) -> None:
             compare(data, folder)
             if world.rank == 1:
                 die_at(2, run)
-        start_run(data, TrainConfig.of(**RUN), run, Journal(quiet=True))
+        with unpainted():
+            start_run(data, TrainConfig.of(**RUN), run, Journal(quiet=True))
         result = evaluate(load(run, engine="torch", precision="fp32"), data, split="all", say=lambda text: None)
         if world.first:
             found = {"names": list(result.names), "answers": result.answers.tolist(), "again": again}

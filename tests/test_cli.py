@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from making import PATIENCE, TINY_WORDS, TOY_WORDS, kill_when, make_blobs, start, tree, vitreous
+from forks import Forked
+from making import PATIENCE, TINY_WORDS, TOY_WORDS, command, kill_when, make_blobs, start, tree, vitreous
 from PIL import Image
 
 from vitreous.cli import VERBS, main
@@ -76,6 +78,12 @@ def read_or_end(terminal: int) -> bytes:
         return os.read(terminal, 65536)
     except OSError:
         return b""
+
+
+def with_errors_on(terminal: str, words: list[str]) -> None:
+    """`vitreous …`, whose stderr is a terminal."""
+    with open(terminal, "w", encoding="utf-8") as sys.stderr:
+        command(words, -1)
 
 
 class TestHelp:
@@ -502,6 +510,7 @@ class TestFullDisk:
         assert re.match(rf"vitreous predict: {out} cannot be written: .*File too large", err)
         assert [path.name for path in tmp_path.iterdir()] == ([] if ending == "parquet" else [f"x.{ending}.part"])
 
+    @pytest.mark.usefixtures("unpainted")
     def test_a_later_checkpoint_leaves_the_ones_before_it_and_the_run_goes_on_once_there_is_room(
         self, shapes, tmp_path
     ):
@@ -538,28 +547,30 @@ class TestInterrupted:
         assert call("check", "digits") == (130, "", "\nvitreous check: interrupted\n")
 
     def test_predict_into_a_pipe_that_closes_says_nothing(self, shapes, shapes_run):
-        command = f"{sys.executable} -m vitreous predict {shapes_run} {shapes} --json | head -1"
-        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE)
+        piped = f"{sys.executable} -m vitreous predict {shapes_run} {shapes} --json | head -1"
+        done = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, timeout=PATIENCE)
         assert json.loads(done.stdout.removeprefix("["))["error"] is None
         assert done.stderr.startswith("engine: ")
         assert done.stderr.count("\n") == 1
 
     @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is Unix's")
     @pytest.mark.parametrize("words", [(), ("--json",)])
-    def test_predict_into_a_file_leaves_the_bar_on_the_terminal_and_no_answer(self, shapes, shapes_run, words):
+    def test_predict_into_a_file_leaves_the_bar_on_the_terminal_and_no_answer(
+        self, shapes, shapes_run, words, monkeypatch
+    ):
+        monkeypatch.setenv("TERM", "xterm")
         ours, theirs = os.openpty()
-        command = [sys.executable, "-m", "vitreous", "predict", str(shapes_run), str(shapes / "red"), *words]
-        terminal = {**os.environ, "TERM": "xterm"}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=terminal, text=True) as process:
+        asked = ["predict", str(shapes_run), str(shapes / "red"), *words]
+        process = Forked(with_errors_on, os.ttyname(theirs), asked)
+        with ThreadPoolExecutor(1) as reading:
+            shown = reading.submit(lambda: b"".join(iter(lambda: read_or_end(ours), b"")).decode())
+            answers, _ = process.communicate()
             os.close(theirs)
-            shown = b"".join(iter(lambda: read_or_end(ours), b"")).decode()
-            assert process.stdout is not None
-            answers = process.stdout.read()
         os.close(ours)
         assert process.returncode == 0
         assert answers.count("00.jpg") == 1
-        assert "predicting" in shown
-        assert "00.jpg" not in shown
+        assert "predicting" in shown.result()
+        assert "00.jpg" not in shown.result()
 
     def test_an_unfinished_run_says_how_to_finish_it(self, call, shapes, tmp_path):
         run = tmp_path / "run"

@@ -1,8 +1,8 @@
 """The README is true: its commands run as typed, and its tree, and the design's, are what is there.
 
 Every line of its `sh` and `python` blocks is tried in a temporary folder that holds small data of the names that the
-README uses. Only the time changes: ten minutes become one epoch, of small batches and on one thread, and noise of
-224×224 becomes smaller.
+README uses. Only the time changes: ten minutes become one epoch, of small batches and on one thread, noise of 224×224
+becomes smaller, and figures are left unpainted.
 """
 
 import csv
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from making import unpainted
 from PIL import Image
 
 from vitreous.cli import main
@@ -69,8 +70,9 @@ def _in_that_folder(there: Path, monkeypatch: pytest.MonkeyPatch):
 def typed(there: Path) -> dict[str, int]:
     """The README's commands, run in their order, and the exit code of each."""
     codes = {}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, unpainted():
         patch.chdir(there)
+        patch.setattr("vitreous.insight.figures.model_pictures", lambda *_: [])
         for command in COMMANDS:
             words = shlex.split(command.replace("--minutes 10", "--epochs 1 --batch 4 --threads 1"))
             if words[0] == "vitreous":
@@ -102,6 +104,7 @@ def test_commands_that_are_not_ours_name_what_is_there():
                 pytest.fail(f"README has a command that nothing here tries: {command}")
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_python_runs_as_typed(capsys: pytest.CaptureFixture[str]):
     for block in blocks("python"):
         quick = block.replace("minutes=10", "epochs=1, batch=4, threads=1").replace("224, 224", "64, 64")

@@ -24,6 +24,7 @@ from making import (
     same_bits,
     shape,
     tree,
+    unpainted,
     weights,
 )
 from PIL import Image
@@ -87,6 +88,7 @@ def assert_unfinished(run: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+@unpainted()
 def first(shapes, tmp_path_factory) -> Path:
     return vitreous.train(shapes, out=tmp_path_factory.mktemp("runs") / "first", seed=3, **SHORT)
 
@@ -108,6 +110,7 @@ class TestTheSameBits:
 
 
 @pytest.fixture(scope="module")
+@unpainted()
 def whole(shapes, tmp_path_factory) -> Path:
     """A run that nothing has disturbed."""
     return vitreous.train(shapes, out=tmp_path_factory.mktemp("runs") / "whole", **LONG)
@@ -212,6 +215,7 @@ class TestKilledAndResumed:
 
 
 @pytest.fixture(scope="module")
+@unpainted()
 def small(tmp_path_factory) -> tuple[Path, Job, Plan]:
     """A small finished regression run, its job and plan."""
     root = tmp_path_factory.mktemp("small")
@@ -395,6 +399,7 @@ def unbalanced(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+@unpainted()
 def rare(tmp_path_factory) -> tuple[Path, Job, Plan]:
     """A run on unbalanced classes with class weights and accumulation, its job and plan."""
     root = tmp_path_factory.mktemp("rare")
@@ -706,6 +711,7 @@ class TestTasks:
         assert 850 < answer.values["level"] < 1150
         everything_drawn(run)
 
+    @pytest.mark.usefixtures("unpainted")
     def test_group_column_keeps_groups_on_one_side(self, tmp_path):
         table = make_blobs(tmp_path / "blobs", 24)
         head, *rows = table.read_text("utf-8").splitlines()
@@ -738,6 +744,7 @@ class TestTheRunDirectory:
     def test_holds_every_file_and_no_temporary(self, shapes_run):
         everything_drawn(shapes_run)
 
+    @pytest.mark.usefixtures("unpainted")
     def test_without_out_it_is_named_for_data_and_model_in_runs(self, shapes, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         Path("runs/new").mkdir(parents=True)
@@ -746,6 +753,7 @@ class TestTheRunDirectory:
         assert run.parent == Path("runs")
         assert run.name.startswith("shapes-toy-20")
 
+    @pytest.mark.usefixtures("unpainted")
     def test_split_lists_every_picture_once_and_test_pictures_are_not_trained_on(self, tmp_path):
         data = tmp_path / "data"
         for split, seed in (("train", 0), ("validation", 1), ("test", 2)):
