@@ -10,6 +10,7 @@ import sys
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -129,15 +130,33 @@ def runs(tmp_path_factory) -> dict[str, tuple[Path, Path]]:
         "multilabel": make_table(root / "labels", ["a", "b", "c"], rng.integers(0, 2, (40, 3)).tolist()),
         "regression": making.make_blobs(root / "blobs", 40),
     }
-    return {
-        kind: (place, vitreous.train(place, out=root / kind, **{**SHORT, "validation": 0.5}))
-        for kind, place in data.items()
-    }
+    with making.unpainted():
+        return {
+            kind: (place, vitreous.train(place, out=root / kind, **{**SHORT, "validation": 0.5}))
+            for kind, place in data.items()
+        }
 
 
 @pytest.fixture(scope="module")
 def pages(runs) -> dict[str, str]:
     return {kind: report(run) for kind, (_, run) in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def drawn(runs, tmp_path_factory) -> Path:
+    """A page with pictures of the model."""
+    return write_report(runs["multilabel"][1], out=tmp_path_factory.mktemp("drawn") / "r.html", figures=model_pictures)
+
+
+@pytest.fixture
+def undrawn(monkeypatch) -> None:
+    """The command line has no pictures of the model, where no test looks at them: they take longer than the rest."""
+    monkeypatch.setattr("vitreous.insight.figures.model_pictures", lambda *_: [])
+
+
+@cache
+def read(text: str) -> Page:
+    return Page(text)
 
 
 def evaluated(runs, kind: str) -> Evaluation:
@@ -162,14 +181,14 @@ every_task = pytest.mark.parametrize("kind", list(SECTIONS))
 class TestThePage:
     @every_task
     def test_has_every_section_and_links_to_each(self, pages, kind):
-        page = Page(pages[kind])
+        page = read(pages[kind])
         assert [found["id"] for found, _ in page.all("section")] == SECTIONS[kind]
         assert [found["href"] for found, _ in page.all("a")][1:] == [f"#{name}" for name in SECTIONS[kind]]
         assert all(len(page.text(name)) > 60 for name in SECTIONS[kind])
 
     @every_task
     def test_asks_for_nothing_from_elsewhere_and_has_no_code_beside_the_hashed(self, pages, kind):
-        page = Page(pages[kind])
+        page = read(pages[kind])
         for _, found, _ in page.elements:
             assert not [name for name in found if name.startswith("on") or name in ("style", "srcset", "action")]
             for name in {"src", "href", "xlink:href"} & found.keys():
@@ -180,7 +199,7 @@ class TestThePage:
 
     @every_task
     def test_reads_well_without_sight(self, pages, kind):
-        page = Page(pages[kind])
+        page = read(pages[kind])
         levels = [int(tag[1]) for tag, _, _ in page.elements if re.fullmatch("h[1-6]", tag)]
         assert levels[0] == 1
         assert levels.count(1) == 1
@@ -196,7 +215,7 @@ class TestThePage:
 
     @every_task
     def test_says_below_each_chart_in_one_sentence_what_it_shows(self, pages, kind):
-        page = Page(pages[kind])
+        page = read(pages[kind])
         charts = [text for _, text in page.all("figure") if " said " not in text and not text.startswith("said")]
         captions = [text for _, text in page.all("figcaption") if text.endswith(".")]
         assert len(captions) == len(charts) >= len(page.all("svg", **{"class": "chart"})) >= 3
@@ -211,7 +230,7 @@ class TestThePage:
 class TestTheNumbers:
     @every_task
     def test_are_those_of_evaluate(self, pages, runs, kind):
-        page, summary = Page(pages[kind]), evaluated(runs, kind).summary
+        page, summary = read(pages[kind]), evaluated(runs, kind).summary
         assert json.loads(page.text("page-data"))["summary"] == summary
         assert json.loads((runs[kind][1] / "validation.json").read_text("utf-8"))["summary"]["n"] == summary["n"]
         names = {
@@ -229,7 +248,7 @@ class TestTheNumbers:
         summary = evaluated(runs, "classification").summary
         cells = [
             (found["class"], text)
-            for found, text in Page(pages["classification"]).all("td")
+            for found, text in read(pages["classification"]).all("td")
             if "h" in found.get("class", "")
         ]
         cells = [(name, text) for name, text in cells if name.startswith(("hit", "miss"))]
@@ -274,6 +293,7 @@ class TestTheNumbers:
         assert again.numbers() >= {summary["top1"], summary["macro_f1"]}
         assert again.all("img")
 
+    @pytest.mark.usefixtures("unpainted")
     def test_of_several_targets_are_each_in_its_unit(self, tmp_path):
         rng = np.random.default_rng(0)
         rows = [tuple(row) for row in rng.uniform(0, 2, (24, 2)).round(3).tolist()]
@@ -289,7 +309,7 @@ class TestTheNumbers:
 
 class TestNames:
     def test_are_text_wherever_they_stand(self, pages):
-        page = Page(pages["classification"])
+        page = read(pages["classification"])
         seen = [text for _, text in page.all("bdi")]
         assert set(HOSTILE) <= set(seen)
         assert not [found for found, _ in page.all("img") if found["src"] == "x"]
@@ -312,7 +332,7 @@ class TestTheData:
     def test_is_counted_by_split_and_class(self, pages, runs):
         _, run = runs["classification"]
         counts = Counter(row.split for row in RunDir.open(run).read_split())
-        text = Page(pages["classification"]).text("pictures")
+        text = read(pages["classification"]).text("pictures")
         assert f"48 pictures: {counts['train']} train, {counts['validation']} validation" in text
         assert "24 × 32: 48 (100%)" in text
 
@@ -334,7 +354,7 @@ class TestTheData:
         with open(data, encoding="utf-8", newline="") as file:
             places = {row["path"]: np.float32(row["place (mm)"]) for row in csv.DictReader(file)}
         train = [places[row.path] for row in RunDir.open(run).read_split() if row.split == "train"]
-        page = Page(pages["regression"])
+        page = read(pages["regression"])
         assert f"{min(train):.4g}" in page.text("pictures")
         assert f"from {min(train):.4g} to {max(train):.4g}\u00a0mm" in page.text("card")
 
@@ -382,7 +402,7 @@ class TestMistakes:
 
     def test_are_shown_as_the_model_sees_them(self, pages, runs):
         data, run = runs["classification"]
-        shown = [found for found, _ in Page(pages["classification"]).all("img")]
+        shown = [found for found, _ in read(pages["classification"]).all("img")]
         assert shown
         name = shown[0]["alt"].removeprefix("picture ")
         image = np.asarray(Image.open(io.BytesIO(b64decode(shown[0]["src"].split(",")[1]))))
@@ -488,7 +508,7 @@ class TestRepeat:
 
     @every_task
     def test_stands_on_the_page_with_versions_and_times(self, pages, runs, kind):
-        text = Page(pages[kind]).text("repeat")
+        text = read(pages[kind]).text("repeat")
         assert f"vitreous train {runs[kind][0]}" in text
         assert "--epochs 2" in text
         assert f"torch {torch.__version__}" in text
@@ -496,7 +516,7 @@ class TestRepeat:
 
 class TestTheCard:
     def test_marks_what_only_the_user_knows_and_takes_it(self, runs, pages):
-        gaps = Page(pages["multilabel"]).all("span", **{"class": "fill"})
+        gaps = read(pages["multilabel"]).all("span", **{"class": "fill"})
         assert len(gaps) == len(GAPS)
         _, run = runs["multilabel"]
         page = Page(report(run, card={"ethics": "Harms <nobody>.", "contact": "me"}))
@@ -540,10 +560,9 @@ class TestFigures:
         count = len(evaluated(runs, "regression").names)
         assert f"RMSE of what the head reads after each block, on 5 of {count}" in report(run, figures=lambda *_: [])
 
-    def test_have_no_style_no_font_and_no_colour_of_their_own_and_no_id_twice(self, runs):
-        page = Page(report(runs["classification"][1], figures=model_pictures))
-        drawn = page.all("svg", **{"class": "drawn"})
-        assert len(drawn) >= 5
+    def test_have_no_style_no_font_and_no_colour_of_their_own_and_no_id_twice(self, drawn):
+        page = Page(drawn.read_text("utf-8"))
+        assert len(page.all("svg", **{"class": "drawn"})) >= 5
         assert not [found for _, found, _ in page.elements if "style" in found or "font-family" in found]
         ids = [found["id"] for _, found, _ in page.elements if "id" in found]
         assert len(ids) == len(set(ids))
@@ -568,10 +587,7 @@ class TestFigures:
 class TestInABrowser:
     @needs_browser
     @pytest.mark.parametrize("look", ["light", "dark"])
-    def test_fits_a_phone_and_can_be_read_in_both_looks_without_a_word_or_a_request(
-        self, runs, browser, tmp_path, look
-    ):
-        path = write_report(runs["multilabel"][1], out=tmp_path / "report.html", figures=model_pictures)
+    def test_fits_a_phone_and_can_be_read_in_both_looks_without_a_word_or_a_request(self, drawn, browser, look):
         faults: list[str] = []
         asked_for: list[str] = []
         context = browser.new_context(offline=True, viewport={"width": 420, "height": 900}, color_scheme=look)
@@ -579,7 +595,7 @@ class TestInABrowser:
         shown.on("console", lambda message: faults.append(message.text))
         shown.on("pageerror", lambda error: faults.append(str(error)))
         shown.on("request", lambda asked: asked_for.append(asked.url[:5]))
-        shown.goto(path.as_uri())
+        shown.goto(drawn.as_uri())
         assert shown.evaluate("document.documentElement.scrollWidth") == 420
         assert shown.evaluate("document.querySelector('#classes .wide').scrollWidth") <= 380
         cells = "[...document.querySelectorAll('#classes tbody tr:first-child > *')]"
@@ -657,6 +673,7 @@ class TestTheCommandLine:
         assert len(page.all("img", **{"class": "map coarse"})) == len(shots) > 0
         assert len(page.all("svg", **{"class": "drawn"})) >= 5
 
+    @pytest.mark.usefixtures("undrawn")
     def test_shows_other_data_where_it_is_told_to(self, runs, tmp_path, capsys):
         _, run = runs["classification"]
         other, before = make_table(tmp_path / "other", ["label"], classes(9), seed=7), making.tree(run)
@@ -666,6 +683,7 @@ class TestTheCommandLine:
         assert "Measured on 9 pictures of table.csv" in (tmp_path / "other.html").read_text("utf-8")
         assert making.tree(run) == before
 
+    @pytest.mark.usefixtures("undrawn", "unpainted")
     def test_of_a_training_writes_it_when_that_is_done_and_asked_for(self, tmp_path, capsys):
         data, out = make_table(tmp_path / "data", ["label"], classes(12)), tmp_path / "run"
         words = [*making.TOY_WORDS, "--epochs", "1", "--batch", "4", "--validation", "0.5", "--json"]
