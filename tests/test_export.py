@@ -1,5 +1,6 @@
 """export: a run to one file that answers as the run does, in a process that has nothing else."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,23 +11,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
-import torch
 from forks import finished
 from making import make_shapes, tree
 
 import vitreous
 from vitreous.cli import main
 from vitreous.data.processes import python_command
-from vitreous.data.tables import Columns
 from vitreous.errors import InputError
 from vitreous.infer import build as building
 from vitreous.infer.build import write_export
-from vitreous.infer.card import Card, Seen
+from vitreous.infer.card import Card
 from vitreous.infer.export import MAIN, Export, replay
 from vitreous.infer.files import open_export
-from vitreous.infer.graph import export_graphs
-from vitreous.infer.openvino_files import to_openvino, write_openvino
 from vitreous.infer.predictor import Predictor
 from vitreous.rundir import RunDir
 
@@ -191,16 +189,17 @@ class TestBelowTheBar:
         assert list(tmp_path.iterdir()) == [out]
         assert out.read_bytes() == b"as it was"
 
-    def test_a_file_whose_answers_do_not_follow_from_its_outputs_is_refused_by_the_fresh_process(self, run, tmp_path):
-        predictor = vitreous.load(run)
-        spec, task, calibration = predictor.spec, predictor.task, predictor.calibration
-        wrong = type(calibration)(temperature=2 * calibration.temperature)
-        graphs = {size: to_openvino(one) for size, one in export_graphs(predictor.model, spec, task, wrong).items()}
-        write_openvino(tmp_path / "x.zip", graphs, Card(spec, task, calibration, "fp32", True, Columns(), {}, Seen()))
-        pixels = np.random.default_rng(0).integers(0, 256, (3, *spec.sizes[0], 3)).astype(np.uint8)
+    def test_a_file_whose_answers_do_not_follow_from_its_outputs_is_refused_by_the_fresh_process(self, made, tmp_path):
+        model = onnx.load(made[0].path)
+        [text] = [entry for entry in model.metadata_props if entry.key == "vitreous"]
+        card = Card.from_json(text.value, made[0].path)
+        wrong = dataclasses.replace(card.calibration, temperature=2 * card.calibration.temperature)
+        text.value = dataclasses.replace(card, calibration=wrong).to_json()
+        onnx.save(model, tmp_path / "x.onnx")
+        pixels = np.random.default_rng(0).integers(0, 256, (3, *card.spec.sizes[0], 3)).astype(np.uint8)
         np.savez(tmp_path / "asked.npz", pixels)
         (tmp_path / "torch.py").write_text("raise SystemExit('the folder of the data is looked into')")
-        words = (str(tmp_path / name) for name in ("x.zip", "asked.npz", "found.npz"))
+        words = (str(tmp_path / name) for name in ("x.onnx", "asked.npz", "found.npz"))
         done = subprocess.run(python_command(MAIN, *words), capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 1
         assert "the answers in the file are off by" in done.stderr
@@ -219,7 +218,16 @@ class TestWithoutPictures:
         RunDir(path).write_json("config.json", {**RunDir(path).config(), "data": None, "imported": "x.pth"})
         return path
 
-    @pytest.mark.usefixtures("forked")
+    @pytest.fixture
+    def made_before(self, made, monkeypatch):
+        """The file is that of the run."""
+
+        def write(predictor: Predictor, path: Path, *rest: Any) -> None:
+            shutil.copy(made[0].path, path)
+
+        monkeypatch.setattr("vitreous.infer.export.write_export", write)
+
+    @pytest.mark.usefixtures("forked", "made_before")
     def test_fp32_is_held_against_noise_and_says_so(self, imported, tmp_path):
         said = []
         found = vitreous.export(imported, tmp_path / "model.onnx", say=said.append)
@@ -229,16 +237,12 @@ class TestWithoutPictures:
         assert found.agreement.largest < 1e-5
         assert found.lines()[0].endswith("on 64 pictures of noise")
 
-    @pytest.mark.usefixtures("forked")
+    @pytest.mark.usefixtures("forked", "made_before")
     @pytest.mark.parametrize(("precision", "most"), [("fp32", "0.001"), ("bf16", "0.01")])
-    def test_what_computes_something_else_is_refused(self, imported, tmp_path, monkeypatch, precision, most):
-        def spoilt(predictor: Predictor, *rest: Any) -> None:
-            with torch.no_grad():
-                for weight in predictor.model.head.parameters():
-                    weight.mul_(1.5)
-            write_export(predictor, *rest)
-
-        monkeypatch.setattr("vitreous.infer.export.write_export", spoilt)
+    def test_what_computes_something_else_is_refused(self, imported, tmp_path, precision, most):
+        weights = RunDir.open(imported).read_weights()
+        spoilt = {name: 1.5 * weight if name.startswith("head.") else weight for name, weight in weights.items()}
+        RunDir(imported).write_weights(spoilt)
         with pytest.raises(InputError, match=rf"does not compute what the checkpoint does.*mean change of {most}: "):
             vitreous.export(imported, tmp_path / "model.onnx", precision=precision)
         assert list(tmp_path.iterdir()) == [imported]
