@@ -101,6 +101,7 @@ def command(words: list[str], limit: int) -> None:
     if limit >= 0:
         import resource
 
+        sys.dont_write_bytecode = True  # a module of which a half is kept would be taken for whole
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     PRESETS.update(TOYS)
     sys.argv = ["vitreous", *words]

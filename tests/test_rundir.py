@@ -276,6 +276,7 @@ class TestAtomicWrites:
         before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
         text = """
 import resource, signal, sys
+sys.dont_write_bytecode = True  # a module of which a half is kept would be taken for whole
 import torch
 from vitreous.rundir import Checkpoint, RunDir
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -287,6 +287,7 @@ class TestFaults:
     def test_a_full_disk_is_an_input_error_and_leaves_nothing(self, tmp_path):
         text = """
 import resource, signal, sys
+sys.dont_write_bytecode = True  # a module of which a half is kept would be taken for whole
 import numpy as np
 from vitreous.data.preprocess import InputSpec
 from vitreous.data.sources import Source
