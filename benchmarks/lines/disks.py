@@ -14,6 +14,7 @@ import builtins
 import errno
 import functools
 import os
+import sys
 import shutil
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def fail(fault: str, point: int) -> None:
             raise OSError(errno.EROFS, "Read-only file system", str(file))
         return plain_open(file, mode, *words, **named)
 
+    sys.dont_write_bytecode = True  # half a module would be taken for whole
     if fault == "full" and point == 0:
         import resource
 
