@@ -14,8 +14,8 @@ import builtins
 import errno
 import functools
 import os
-import sys
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
