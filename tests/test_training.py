@@ -520,13 +520,21 @@ class TestTheRecipe:
         start = set_up(str(shapes), config, Journal(quiet=True))
         began = time.perf_counter()
         plan, before = write_start(start, config, run).plan, shortened(start.plan, start.job, 0.0)
-        assert 0 < before.budget - plan.budget < time.perf_counter() - began
+        assert 0 < (gone := before.budget - plan.budget) < time.perf_counter() - began
+        again = shortened(start.plan, start.job, gone)
+        assert plan == dataclasses.replace(again, budget=plan.budget)  # but for rounding
+        assert plan == Plan.from_json(json_of(run.path, "plan.json"))
+
+    def test_a_shorter_budget_has_fewer_steps_and_is_the_same_plan_otherwise(self, shapes, tmp_path, monkeypatch):
+        monkeypatch.setattr(planner, "TIMED_SECONDS", 0.1)
+        start = set_up(str(shapes), TrainConfig.of(**TOY, minutes=1), Journal(quiet=True))
+        before, plan = (shortened(start.plan, start.job, seconds) for seconds in (0.0, 30.0))
+        assert plan.budget == pytest.approx(before.budget - 30)
         assert plan.steps < before.steps
         assert plan.epochs < before.epochs
-        assert plan.seconds <= before.seconds
+        assert plan.seconds < before.seconds
         kept = {name: getattr(before, name) for name in ("budget", "points", "epochs", "seconds")}
         assert dataclasses.replace(plan, **kept) == before
-        assert Plan.from_json(json_of(run.path, "plan.json")) == plan
 
     def test_a_run_of_epochs_is_not_shortened(self, small):
         _, job, plan = small
