@@ -520,7 +520,8 @@ class TestTheRecipe:
         start = set_up(str(shapes), config, Journal(quiet=True))
         began = time.perf_counter()
         plan, before = write_start(start, config, run).plan, shortened(start.plan, start.job, 0.0)
-        assert 0 < (gone := before.budget - plan.budget) < time.perf_counter() - began
+        gone = before.budget - plan.budget
+        assert 0 < gone < time.perf_counter() - began
         again = shortened(start.plan, start.job, gone)
         assert plan == dataclasses.replace(again, budget=plan.budget)  # but for rounding
         assert plan == Plan.from_json(json_of(run.path, "plan.json"))
