@@ -35,6 +35,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vitreous.errors import InputError
 from vitreous.infer.evaluation import evaluate
 from vitreous.infer.predictor import load
 from vitreous.metrics import confusion, per_class
@@ -43,6 +44,7 @@ from vitreous.model.vit import count_macs
 from vitreous.rundir import RunDir
 from vitreous.training.journal import read_rows
 from vitreous.training.plan import Plan
+from vitreous.training.recipe import parse_minutes
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = "resnet18"
@@ -235,7 +237,7 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--data", type=Path, metavar="FOLDER")
-    parser.add_argument("--minutes", type=float, help="default: 10; digits: 1")
+    parser.add_argument("--minutes", help="as `vitreous train` takes them; default: 10; digits: 1")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment with timm")
     parser.add_argument("--test", action="store_true", help="score the test pictures")
@@ -249,8 +251,13 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     if task.test and not (options.data / task.data).exists():
         parser.error(f"{options.data / task.data} is not there: --data names the folder that holds it")
     if options.peers and not shutil.which(options.peers):
-        parser.error(f"--peers {options.peers}: no such program; peers/README.md says how to make that environment")
-    options.minutes = options.minutes or task.minutes
+        parser.error(f"--peers {options.peers}: no such program; benchmarks/peers/README.md tells how to make it")
+    try:
+        options.minutes = task.minutes if options.minutes is None else parse_minutes(options.minutes)
+    except InputError as fault:
+        parser.error(str(fault))
+    if options.out and options.out.exists():
+        parser.error(f"--out {options.out} is there already: name a new folder")
     options.out = options.out or Path("runs") / f"from_scratch-{options.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     options.out.mkdir(parents=True)
     return options, words[end + 1 :]

@@ -11,6 +11,7 @@ Exits with 1 where training from files, or the rate beside timm's plain loop in 
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -132,6 +133,10 @@ def main() -> int:
     parser.add_argument("--peers", metavar="PYTHON", help="of an environment with timm")
     parser.add_argument("--compile", action="store_true", help="ours under torch.compile, and one more of timm's")
     options = parser.parse_args()
+    if options.rounds < 1 or (options.steps is not None and options.steps < 1):
+        parser.error("--rounds and --steps: expected 1 or more")
+    if options.peers and not shutil.which(options.peers):
+        parser.error(f"--peers {options.peers}: no such program; benchmarks/peers/README.md tells how to make it")
     steps = options.steps or (8 if options.device == "cpu" else 100)
     torch.set_num_threads(options.threads)
 

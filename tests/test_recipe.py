@@ -88,7 +88,7 @@ class TestMinutes:
         assert config.minutes == expected
         assert TrainConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
-    @pytest.mark.parametrize("text", ["0", "0h", "-5", "eight", "8 days", "1h30", "h", "", "nan", "1e3"])
+    @pytest.mark.parametrize("text", ["0", "0h", "-5", "1ms", "eight", "8 days", "1h30", "h", "", "nan", "1e3"])
     def test_what_is_neither_is_refused_with_what_to_type(self, text):
         expected = f"minutes is {text}: expected minutes, more than 0, as in 10, or a time, as in 90s, 10min or 8h"
         with pytest.raises(InputError, match=f"^{expected}$"):

@@ -290,8 +290,14 @@ class TestKeepToBudget:
 
     @pytest.mark.parametrize(
         ("step", "seconds", "changes"),
-        [(20, 20.4, {}), (95, 190.0, {}), (20, 40.0, {"budget": 0.0}), (20, 40.0, {"points": ((20, 0.2, 100),)})],
-        ids=["the pace is kept", "it is almost over", "a run of epochs", "timed here before"],
+        [
+            (20, 20.4, {}),
+            (3, 9.0, {}),
+            (95, 190.0, {}),
+            (20, 40.0, {"budget": 0.0}),
+            (20, 40.0, {"points": ((20, 0.2, 100),)}),
+        ],
+        ids=["the pace is kept", "a stall of few steps", "it is almost over", "a run of epochs", "timed here before"],
     )
     def test_otherwise_the_plan_stays(self, small, tmp_path, step, seconds, changes):
         plan, new, run = self.kept(small, tmp_path, step, seconds, **changes)

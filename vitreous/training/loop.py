@@ -28,6 +28,7 @@ RETREATS = 5  # times that it goes back, each at half the learning rate, before 
 MOVED = 0.03  # share of the steps that are left, by which the end must move for a new plan
 SAID = 0.1  # share of the steps that were told last, by which it must move to be told again
 LAST_RETIMED = 0.9  # share of a run after which its plan stays as it is
+LEAST_STEPS, LEAST_SHARE = 10, 0.1  # steps, or share of the budget, after which a plan may be shortened
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,8 @@ def keep_to_budget(session: Session, order: Order, since: Mark, row: bool) -> Pl
     slower = (lately + seconds / plan.predicted(0, step, rows=order.epochs_at(step) / plan.row_every)) / 2
     new = plan.retimed(step, seconds, slower, order.steps_before(plan.row_every))
     if abs(new.steps - plan.steps) < MOVED * (plan.steps - step):
+        return plan
+    if new.steps < plan.steps and step < LEAST_STEPS and seconds < LEAST_SHARE * plan.budget:
         return plan
     session.run.write_json("plan.json", new.to_json())
     if abs(new.steps - session.learner.told) > SAID * session.learner.told:

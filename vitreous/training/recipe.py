@@ -24,7 +24,7 @@ VALIDATION, MOST_VALIDATION = 0.15, 2_500  # share of the training pictures that
 SIZES = ("xs", "s")  # of the recipes' models that are chosen, as their names have them
 ENOUGH_PASSES = 40  # over the pictures, for a larger model to be worth its time; 16 and 18 were not enough
 UNITS = ((1, ("s", "sec", "second")), (60, ("m", "min", "minute")), (3600, ("h", "hour")))  # seconds, and their names
-SECONDS = {name + plural: seconds for seconds, names in UNITS for name in names for plural in ("", "s")}
+SECONDS = {name: seconds for seconds, names in UNITS for one in names for name in {one, one + "s" * (len(one) > 1)}}
 STEM_RATE = (
     4.0  # of the stem's later convolutions, as a share of Muon's: each has a norm behind it, which frees its size
 )
@@ -143,7 +143,8 @@ class TrainConfig:
     # Between checkpoints: steps (500), or time beside those with every row of metrics (5min, 90s, 1h); default: with
     # every row
     save_every: str | None = None
-    # Compile tokenizer and blocks with torch.compile, within --minutes. Not measured on a GPU yet; a CPU gains little
+    # Compile tokenizer and blocks with torch.compile, which takes about a minute of --minutes: not measured on a GPU
+    # yet, and a CPU gains little
     compile: bool = False
     # Divide the model over the processes of torchrun, for one that does not fit (FSDP2); else each has it whole (DDP)
     shard: bool = False

@@ -131,7 +131,8 @@ def set_up(data: str | Path, config: TrainConfig, journal: Journal, world: World
     if origin:  # the first process has it, and brings the weights to all
         fresh = adapt(model, origin.weights, origin.model)
         journal.say(f"weights from {config.init}" + (f"; new: {', '.join(fresh)}" if fresh else ""))
-    journal.say("measuring how fast this machine trains it …")
+    compiling = "compiling it, a minute or so, and " if config.compile else ""
+    journal.say(f"{compiling}measuring how fast this machine trains it …")
     plan = make_plan(job, config, model, device, time.perf_counter() - began, world)
     if config.model == "auto" and config.init is None and plan.budget:
         larger = larger_model(job.model, plan.epochs)
