@@ -268,7 +268,7 @@ def pictures(
     page_width = columns * (width + gap) - gap
     page_height = 0.34 + sum(heights) + len(heights) * (below + gap) - gap
     with _figure(path, page_width, page_height, layout=None) as figure:
-        heading = short(title, max(30, int(page_width * 72 / 6.2)))
+        heading = short(title, max(60, int(page_width * 72 / 6.2)))  # a little beyond the pictures, where they are few
         figure.text(0, 1, heading, va="top", fontsize=9.5, fontweight="bold")
         axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])  # in inches
         floor = page_height - 0.34
