@@ -78,6 +78,16 @@ def make_blobs(root: Path, pictures: int, seed: int = 1) -> Path:
     return root / "table.csv"
 
 
+def make_unbalanced(root: Path) -> Path:
+    """24 blue boxes and 6 red ones."""
+    rng = np.random.default_rng(5)
+    for name, colour, count in (("blue", (40, 40, 200), 24), ("red", (200, 40, 40), 6)):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(shape(rng, colour)).save(root / name / f"{i}.png")
+    return root
+
+
 @contextmanager
 def unpainted() -> Iterator[None]:
     """The figures of runs are blank, where no test looks at them: they take twice as long as so short a run."""
@@ -129,6 +139,11 @@ def kill_when(words: tuple[str | Path, ...], due: Callable[[], bool]) -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+def json_of(run: Path, name: str) -> dict[str, Any]:
+    """A file of a run directory."""
+    return RunDir(run).read_json(name)
 
 
 def newest(run: Path) -> Checkpoint:

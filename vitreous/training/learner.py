@@ -61,8 +61,9 @@ def class_weights(job: Job, plan: Plan) -> Tensor | None:
 
 
 def compile_parts(model: nn.Module) -> None:
-    """Has tokenizer and blocks compiled by their first passes. Where no path is dropped, blocks are alike, and
-    the code of one serves all."""
+    """Has tokenizer and blocks compiled by their first passes. Where no path is dropped, blocks are alike, and the code
+    of one serves all.
+    """
     for module in model.modules():
         if isinstance(module, VisionTransformer):
             for part in (module.tokenizer, *module.get_submodule("blocks").children()):

@@ -23,8 +23,11 @@ from vitreous.model.vit import count_macs
 VALIDATION, MOST_VALIDATION = 0.15, 2_500  # share of the training pictures that is held out, and pictures at most
 SIZES = ("xs", "s")  # of the recipes' models that are chosen, as their names have them
 ENOUGH_PASSES = 40  # over the pictures, for a larger model to be worth its time; 16 and 18 were not enough
-UNITS = ((1, ("s", "sec", "second")), (60, ("m", "min", "minute")), (3600, ("h", "hour")))  # seconds, and their names
-SECONDS = {name: seconds for seconds, names in UNITS for one in names for name in {one, one + "s" * (len(one) > 1)}}
+SECONDS = {  # of the units that times are written in
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60),
+    **dict.fromkeys(("h", "hour", "hours"), 3600),
+}
 STEM_RATE = (
     4.0  # of the stem's later convolutions, as a share of Muon's: each has a norm behind it, which frees its size
 )
