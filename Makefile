@@ -101,7 +101,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 		echo "Name another one, such as: make PYTHON=python3.12 TARGET"; exit 1; } >&2
 	$(PYTHON) -m venv .venv
 	@# The pip that comes with Python 3.11 takes more than twice as long to find what is to be installed.
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --upgrade pip
+	$(BIN)/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt --upgrade pip
+	@# -qq: errors alone; setuptools warns at length of every editable installation.
 	@# Without --no-compile half of the time goes into compiling 15,000 modules, of which few are ever imported.
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -qq --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
