@@ -115,6 +115,12 @@ def peer_rates(python: str, steps: int, options: argparse.Namespace) -> dict[str
     return {f"timm, {name}": float(rate) for name, rate in (line.split("\t") for line in said.splitlines())}
 
 
+def tell(number: int, rates: dict[str, float]) -> None:
+    """Says how a round goes, beside the results."""
+    for name, rate in rates.items():
+        print(f"round {number}: {name} {rate:.1f} pictures/s", file=sys.stderr, flush=True)
+
+
 def synchronise(device: torch.device) -> None:
     """Waits until the device has done what it was given."""
     if device.type == "cuda":
@@ -146,9 +152,12 @@ def main() -> int:
         plan = trainee.learner.plan
         trainee.from_memory(WARM_UP)
         trainee.from_files(WARM_UP)
-        for _ in range(options.rounds):
+        for number in range(1, options.rounds + 1):
             ours = {"from memory": trainee.from_memory(steps), "from files": trainee.from_files(steps)}
-            rounds.append(ours | (peer_rates(options.peers, steps, options) if options.peers else {}))
+            tell(number, ours)
+            theirs = peer_rates(options.peers, steps, options) if options.peers else {}
+            tell(number, theirs)
+            rounds.append(ours | theirs)
     rates = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
 
     print(

@@ -24,6 +24,7 @@ from vitreous.model.config import ModelConfig
 from vitreous.model.presets import PRESETS
 from vitreous.rundir import RunDir, SplitRow
 from vitreous.strict import check_archive, check_torch_file, open_npz, parse_json, read_json, read_safetensors
+from vitreous.training import journal as journal_module
 from vitreous.training.journal import Journal
 
 
@@ -236,6 +237,16 @@ class TestTerminal:
         monkeypatch.setattr(sys, "stderr", stream)
         with journal.bar("pictures", 3) as advance:
             advance(3)
+
+    def test_where_no_bar_is_drawn_lines_say_how_far_it_is(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ):
+        monkeypatch.setattr(journal_module, "FIRST_LINE", 0.0)
+        for lines in (True, False):
+            with Journal().bar("pictures", 3, lines=lines) as advance:
+                advance(1_000, total=5_000)
+                advance(3)
+        assert capsys.readouterr().out == "pictures: 1,000 of 5,000, 0:00\n"
 
 
 class TestCounted:

@@ -112,17 +112,20 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | Path, headline: str) -
             _label_ends(middle, [(x, y, colour, f"{100 * y:.1f} %" if headline in PERCENT else f"{y:.3g}")])
 
         right.set(title="Learning rate")
-        _line(right, epochs, _column(rows, "lr"), MUTED, "", width=1.2)
+        rates = _column(rows, "lr")
+        _line(right, epochs, rates, MUTED, "", width=1.2)
         right.set_ylim(bottom=0)
         right.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:.3g}"))
         for axes in (left, middle, right):
             axes.set(xlabel="epoch", xlim=(0, max(last * 1.03, 1.5)))
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
             axes.grid(visible=False, axis="x")
             if not axes.lines:
                 axes.set_yticks([])
                 axes.text(0.5, 0.5, "no values", transform=axes.transAxes, color=MUTED, ha="center", va="center")
+        if rates.size and not rates.any():  # the last step's alone, which is 0
+            right.set_yticks([0])
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str], path: str | Path) -> None:

@@ -17,6 +17,8 @@ from vitreous.cells import csv_rows
 from vitreous.errors import InputError, visible
 from vitreous.files import write_atomically
 
+FIRST_LINE = 10.0  # seconds until a progress that nobody sees as a bar is told in a line
+
 
 class Journal:
     """Says things to the terminal and, once it has a folder, to log.txt; keeps the rows of metrics.csv."""
@@ -56,11 +58,15 @@ class Journal:
         self._write_rows()
 
     @contextmanager
-    def bar(self, title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    def bar(self, title: str, total: int, done: int = 0, *, lines: bool = True) -> Iterator[Callable[..., None]]:
         """A progress bar; what it yields is called with how much is done, and of how much where that was not known.
 
-        Silent where output is not a terminal.
+        Where output is not a terminal it is silent, or with `lines` says a line now and then, each after twice as long
+        as the one before.
         """
+        if not self.console.is_terminal:
+            yield self._lines(title, total, FIRST_LINE if lines else math.inf)
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -72,13 +78,24 @@ class Journal:
             *columns,
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
             # What is printed meanwhile goes above the bar, but not out of a file.
             redirect_stdout=_is_terminal(sys.stdout),
             redirect_stderr=_is_terminal(sys.stderr),
         ) as progress:
             task = progress.add_task(title, total=total, completed=done)
             yield lambda count, total=total: progress.update(task, completed=count, total=total)
+
+    def _lines(self, title: str, total: int, due: float) -> Callable[..., None]:
+        """What a bar yields where there is no terminal to draw it in; `due`: seconds until the first line."""
+        began = time.monotonic()
+
+        def tell(count: int, total: int = total) -> None:
+            nonlocal due
+            if (passed := time.monotonic() - began) >= due and count < total:
+                due = 2 * passed
+                self.console.print(f"{title}: {count:,} of {total:,}, {clock(passed)}", markup=False)
+
+        return tell
 
     def _log(self, text: str):
         if self.folder is None or not text or self._mute:

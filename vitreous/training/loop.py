@@ -88,7 +88,7 @@ def fit(
             rows = row_steps(order, plan)
             since = Mark(progress.step, learner.clock())
             steps = batches.steps(progress.step, plan.steps, plan.workers)
-            with closing(steps), journal.bar("training", plan.steps, progress.step) as bar:
+            with closing(steps), journal.bar("training", plan.steps, progress.step, lines=False) as bar:
                 if progress.owed and not finish_step(session, order, rows):
                     continue
                 while (batch := next_batch(steps, progress.step, order, names)) is not None:

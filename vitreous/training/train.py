@@ -346,8 +346,9 @@ def _tell_plan(start: Start, journal: Journal):
     divided = ", which divide the model" if plan.shard else ""
     processes = f" in each of {plan.ranks} processes{divided}" if plan.ranks > 1 else ""
     coarse = f", the first {plan.coarse_steps:,} at {ch}×{cw}" if plan.coarse_steps else ""
+    epochs = round(plan.epochs, 1 if plan.epochs > 1 else 2)
     journal.say(
-        f"plan: {counted(plan.epochs, 'epoch')}, {counted(plan.steps, 'step')} of {counted(plan.batch, 'picture')}"
+        f"plan: {counted(epochs, 'epoch')}, {counted(plan.steps, 'step')} of {counted(plan.batch, 'picture')}"
         f"{coarse}, {plan.optimizer}, {plan.precision}, {counted(plan.threads, 'thread')}{processes}, {plan.device}; "
         f"about {clock(plan.seconds)}"
     )
