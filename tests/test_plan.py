@@ -15,6 +15,7 @@ from torch import nn
 
 import vitreous
 from vitreous.data.augment import POLICIES
+from vitreous.errors import InputError
 from vitreous.model.kernels import processor_name
 from vitreous.model.vit import build
 from vitreous.rundir import RunDir
@@ -151,6 +152,19 @@ class TestTheRecipe:
         assert made_compiled
         assert loss == pytest.approx(loss_compiled, rel=1e-5)
         torch.testing.assert_close(plain, after, rtol=1e-4, atol=1e-6)
+
+    def test_a_machine_that_cannot_compile_is_told_so(self, rare, monkeypatch):
+        _, job, _ = rare
+
+        def broken(module: nn.Module):
+            def backend(*_):
+                raise OSError("no C++ compiler")
+
+            module._compiled_call_impl = torch.compile(module._call_impl, backend=backend)
+
+        monkeypatch.setattr(nn.Module, "compile", broken)
+        with pytest.raises(InputError, match=r"--compile: .*no C\+\+ compiler.* or leave --compile out"):
+            make_plan(job, TrainConfig(epochs=1, compile=True), build(job.model), torch.device("cpu"))
 
     def test_class_weights_make_classes_count_alike_and_a_picture_1_on_average(self, rare):
         _, job, plan = rare

@@ -327,7 +327,7 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str, wid
     if not len(x):
         return None
     axes.plot(x, y, color=colour, linewidth=width, marker="o" if len(x) == 1 else "", markersize=4)
-    return float(x[-1]), float(y[-1]), colour, f"{label} {y[-1]:.3g}"
+    return float(x[-1]), float(y[-1]), colour, f"{label} {y[-1]:#.3g}".rstrip(".")
 
 
 def _label_ends(axes: Axes, ends: Sequence[End]) -> None:

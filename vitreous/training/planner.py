@@ -9,6 +9,7 @@ import torch
 
 from vitreous.data.augment import AugmentConfig, resolve
 from vitreous.data.batches import Order, TrainingBatches
+from vitreous.errors import InputError
 from vitreous.model.kernels import processor_name
 from vitreous.model.vit import VisionTransformer
 from vitreous.training.learner import Learner, update
@@ -96,7 +97,8 @@ def make_plan(
     began = time.perf_counter()
     minutes = config.minutes or DEFAULT_MINUTES
     timing = ESTIMATE_SECONDS if config.epochs else min(TIMED_SECONDS, TIMED_SHARE * 60 * minutes)
-    pace = _timed(job, draft, model, timing, world)
+    timed = _compiled_and_timed if config.compile else _timed
+    pace = timed(job, draft, model, timing, world)
     order = training_batches(job, draft)[1]
     plan = dataclasses.replace(draft, batch=order.batch_size, pace=pace)
     if config.epochs:
@@ -173,6 +175,19 @@ def _timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float, world
         outputs_on(learner.average.module, job, sample, plan, plan.precision, learner.lanes, world)
         times.append(time.perf_counter() - start)
     return Pace(coarse, whole, min(times) * len(job.validation) / len(sample))
+
+
+def _compiled_and_timed(job: Job, plan: Plan, model: VisionTransformer, seconds: float, world: World) -> Pace:
+    """The same of a model that is compiled. Raises `InputError` where this machine cannot compile it."""
+    from torch._dynamo.exc import BackendCompilerFailed  # which takes a second to import
+
+    try:
+        return _timed(job, plan, model, seconds, world)
+    except BackendCompilerFailed as fault:
+        raise InputError(
+            f"--compile: this machine cannot compile the model ({str(fault.inner_exception).splitlines()[0]}): "
+            f"expected a C++ compiler such as g++, on a GPU Triton too; install it, or leave --compile out"
+        ) from fault
 
 
 def _time_of_step(learner: Learner, batches: TrainingBatches, seconds: float) -> float:

@@ -352,10 +352,12 @@ def _tell_plan(start: Start, journal: Journal):
         f"{coarse}, {plan.optimizer}, {plan.precision}, {counted(plan.threads, 'thread')}{processes}, {plan.device}; "
         f"about {clock(plan.seconds)}"
     )
-    if plan.budget and plan.epochs < 1:
+    seen = plan.steps * plan.batch / len(job.training)  # of pictures in many shapes, an epoch is fewer
+    if plan.budget and seen < 0.95:
+        cheaper = ", or leave --compile out" if plan.compile else ""
         journal.say(
-            f"note: in this time the model sees {plan.epochs:.0%} of the pictures, each once; "
-            f"expect little of it, or give it more --minutes"
+            f"note: in this time the model sees {seen:.0%} of the pictures, each once; "
+            f"expect little of it, or give it more --minutes{cheaper}"
         )
 
 
