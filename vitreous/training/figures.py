@@ -108,8 +108,8 @@ def curves(rows: Sequence[Mapping[str, Any]], path: str | Path, headline: str) -
         if headline in PERCENT:
             middle.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
         if end:
-            x, y, colour, _ = end
-            _label_ends(middle, [(x, y, colour, f"{100 * y:.1f} %" if headline in PERCENT else f"{y:.3g}")])
+            x, y, colour, label = end
+            _label_ends(middle, [(x, y, colour, f"{100 * y:.1f} %" if headline in PERCENT else label)])
 
         right.set(title="Learning rate")
         rates = _column(rows, "lr")
@@ -327,7 +327,7 @@ def _line(axes: Axes, x: np.ndarray, y: np.ndarray, colour: str, label: str, wid
     if not len(x):
         return None
     axes.plot(x, y, color=colour, linewidth=width, marker="o" if len(x) == 1 else "", markersize=4)
-    return float(x[-1]), float(y[-1]), colour, f"{label} {y[-1]:#.3g}".rstrip(".")
+    return float(x[-1]), float(y[-1]), colour, f"{label} {y[-1]:#.3g}".strip(" .")
 
 
 def _label_ends(axes: Axes, ends: Sequence[End]) -> None:

@@ -50,6 +50,7 @@ from vitreous.training.torchrun import LostError, is_loss, joined, restarted, re
 from vitreous.training.world import ALONE, World
 
 WORTH_A_WORD = 1.0  # seconds that getting the pictures ready takes
+ALL_SEEN = 0.95  # share of the pictures to train on, as the last ones may not fill a batch
 
 
 def train(
@@ -352,8 +353,8 @@ def _tell_plan(start: Start, journal: Journal):
         f"{coarse}, {plan.optimizer}, {plan.precision}, {counted(plan.threads, 'thread')}{processes}, {plan.device}; "
         f"about {clock(plan.seconds)}"
     )
-    seen = plan.steps * plan.batch / len(job.training)  # of pictures in many shapes, an epoch is fewer
-    if plan.budget and seen < 0.95:
+    seen = plan.steps * plan.batch / len(job.training)  # an epoch of pictures in many shapes may leave most of them out
+    if plan.budget and seen < ALL_SEEN:
         cheaper = ", or leave --compile out" if plan.compile else ""
         journal.say(
             f"note: in this time the model sees {seen:.0%} of the pictures, each once; "
