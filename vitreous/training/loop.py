@@ -26,7 +26,7 @@ PATIENCE = 5  # updates in a row that may be refused before training goes back t
 LOOKS = 10  # times that a run of minutes is timed beside its rows of metrics
 RETREATS = 5  # times that it goes back, each at half the learning rate, before it gives up
 MOVED = 0.03  # share of the steps that are left, by which the end must move for a new plan
-SAID = 0.1  # share of the steps that were told last, by which it must move to be told again
+SAID = 0.25  # share of the steps that were told last, by which it must move to be told again
 LAST_RETIMED = 0.9  # share of a run after which its plan stays as it is
 LEAST_STEPS, LEAST_SHARE = 10, 0.1  # steps, or share of the budget, after which a plan may be shortened
 
